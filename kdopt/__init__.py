@@ -1,0 +1,32 @@
+"""kdopt: from a Keras model in `model.fit` to the smallest, fastest checked `.tflite`.
+
+    kdopt.schedules      step -> sparsity
+    kdopt.criteria       which weights matter
+    kdopt.pruning        GradualPruning
+    kdopt.distillation   Distiller and its losses
+    kdopt.quantization   quantize_aware
+    kdopt.core           parameters, MACs, sizes; what everything stands on
+    kdopt.reports        report.json, report.html
+    kdopt.pipeline       the demo: all of it on one data set
+
+Sub-packages load on first use.
+"""
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_SUBPACKAGES = ("core", "criteria", "distillation", "pipeline", "pruning", "quantization", "reports", "schedules")
+
+__all__ = ["__version__", *_SUBPACKAGES]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"kdopt.{name}")
+    raise AttributeError(f"module 'kdopt' has no attribute {name!r}; it has {', '.join(_SUBPACKAGES)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBPACKAGES})

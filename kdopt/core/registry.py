@@ -1,0 +1,81 @@
+"""A registry: from a name, a config or an instance to an object."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+import keras
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names to the classes of one kind of thing.
+
+    Registration also makes the class known to Keras under `kdopt>ClassName`, so that it
+    serializes inside a `.keras` file.
+
+    Args:
+        kind: String, what the members are ("criterion"); used in error messages.
+        base: Class every member is an instance of.
+
+    Example:
+    ```
+    CRITERIA = Registry("criterion", Criterion)
+
+    @CRITERIA.register("l1")
+    class L1(Criterion): ...
+
+    CRITERIA.get("l1")        # L1()
+    ```
+    """
+
+    def __init__(self, kind: str, base: type[T]) -> None:
+        self.kind = kind
+        self.base = base
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator that adds a member under `name`.
+
+        Raises: ValueError if `name` is taken.
+        """
+
+        def add(cls: type[T]) -> type[T]:
+            if name in self._classes:
+                taken = self._classes[name].__qualname__
+                raise ValueError(f"{self.kind} name {name!r} is already taken by {taken}.")
+            self._classes[name] = cls
+            return keras.saving.register_keras_serializable("kdopt")(cls)
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """The registered names, sorted."""
+        return tuple(sorted(self._classes))
+
+    def get(self, identifier: Any) -> T:
+        """The object that `identifier` names.
+
+        Args:
+            identifier: A registered name, a Keras-serialized config (dict with `class_name`),
+                or an instance (returned as it is).
+
+        Raises: ValueError for an unknown name, TypeError for anything else.
+        """
+        if isinstance(identifier, self.base):
+            return identifier
+        if isinstance(identifier, str):
+            if identifier in self._classes:
+                return self._classes[identifier]()
+            close = get_close_matches(identifier, self._classes, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"Unknown {self.kind} {identifier!r}.{hint} Known: {', '.join(self.names())}.")
+        if isinstance(identifier, dict) and "class_name" in identifier:
+            made = keras.saving.deserialize_keras_object(identifier)
+            if isinstance(made, self.base):
+                return made
+        raise TypeError(
+            f"A {self.kind} must be one of {', '.join(map(repr, self.names()))}, a serialized config or an "
+            f"instance of {self.base.__name__}; got {identifier!r}."
+        )
