@@ -1,0 +1,202 @@
+"""The prunable Variables of a model: what a layer's kernel is, whatever the layer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+
+@dataclass(frozen=True)
+class KernelView:
+    """One prunable Variable.
+
+    Attributes:
+        name: String, the layer's name, with the layers around it and the variable's name joined by `/`
+            as far as that is needed to tell it from the others.
+        path: String, the same from the model down, complete.
+        layer: The layer that owns it.
+        variable: The float Variable that training updates, never a fake-quantized tensor.
+        channel_axis: Integer, axis of the output channels.
+    """
+
+    name: str
+    path: str
+    layer: keras.layers.Layer
+    variable: keras.Variable
+    channel_axis: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer with weights that are no kernels, or that nobody knows.
+
+    Attributes:
+        name: String, the layer's name.
+        reason: String.
+        known: Bool. False where the layer's kind has no rule: a kernel may have been missed.
+    """
+
+    name: str
+    reason: str
+    known: bool
+
+
+# Attribute of the layer -> axis of the output channels. Attributes with an underscore hold the Variable
+# itself where the public one returns a computed tensor (LoRA, quantized inference).
+_RULES: dict[type, dict[str, int]] = {
+    keras.layers.Dense: {"_kernel": -1},
+    keras.layers.EinsumDense: {"_kernel": -1},
+    keras.layers.Embedding: {"_embeddings": -1},
+    keras.layers.Conv1D: {"_kernel": -1},
+    keras.layers.Conv2D: {"_kernel": -1},
+    keras.layers.Conv3D: {"_kernel": -1},
+    keras.layers.Conv1DTranspose: {"kernel": -2},
+    keras.layers.Conv2DTranspose: {"kernel": -2},
+    keras.layers.Conv3DTranspose: {"kernel": -2},
+    keras.layers.DepthwiseConv1D: {"kernel": -2},
+    keras.layers.DepthwiseConv2D: {"kernel": -2},
+    keras.layers.SeparableConv1D: {"depthwise_kernel": -2, "pointwise_kernel": -1},
+    keras.layers.SeparableConv2D: {"depthwise_kernel": -2, "pointwise_kernel": -1},
+    keras.layers.SimpleRNNCell: {"kernel": -1, "recurrent_kernel": -1},
+    keras.layers.LSTMCell: {"kernel": -1, "recurrent_kernel": -1},
+    keras.layers.GRUCell: {"kernel": -1, "recurrent_kernel": -1},
+}
+_NO_KERNEL: tuple[type, ...] = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.UnitNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.SpectralNormalization,
+    keras.layers.PReLU,
+)
+
+
+def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
+    """Finds the kernels that `model.fit` trains, in the model's order.
+
+    Looks inside nested and subclassed models, wrappers (`TimeDistributed`, `Bidirectional`), attention
+    and recurrent layers. A shared Variable appears once; frozen ones do not appear. A layer of the
+    user's own kind joins with a method `get_prunable_weights()` that returns a list of Variables, or of
+    tuples (name, Variable, channel axis) where it holds the kernels of many layers.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Returns: the kernels, and the layers whose weights were left out, each with the reason.
+    """
+    trained = {id(variable) for variable in model.trainable_variables}
+    found: list[tuple[str, keras.layers.Layer, keras.Variable, int]] = []
+    skipped: list[Skipped] = []
+    seen: set[int] = set()
+    for path, layer in _walk(model):
+        own = _kernels_of(layer)
+        if own is None and any(id(v) in trained and len(v.shape) >= 2 for v in layer._trainable_variables):
+            reason = f"{type(layer).__name__} has no rule; give it a method get_prunable_weights()"
+            skipped.append(Skipped(path, reason, known=False))
+        for name, variable, axis in own or []:
+            if id(variable) in seen:
+                continue
+            seen.add(id(variable))
+            if id(variable) in trained:
+                found.append(("/".join(filter(None, (path, name))), layer, variable, axis))
+            else:
+                skipped.append(Skipped(path or name, "not trained by this fit", known=True))
+    paths = [path for path, *_ in found]
+    return [KernelView(_shortest(path, paths, layer), path, layer, *rest) for path, layer, *rest in found], skipped
+
+
+def _walk(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """(path, layer) of the layers below `layer` in order, itself included; stops at one that names its weights."""
+    yield path, layer
+    if not hasattr(layer, "get_prunable_weights"):
+        for child in layer._layers:
+            yield from _walk(child, f"{path}/{child.name}" if path else child.name)
+
+
+def _shortest(path: str, paths: list[str], layer: keras.layers.Layer) -> str:
+    """The shortest end of `path`, from the layer's name on, that no other path ends with."""
+    parts = path.split("/")
+    start = 2 if len(parts) > 1 and parts[-2] == layer.name else 1
+    for length in range(start, len(parts)):
+        name = "/".join(parts[-length:])
+        if sum(f"/{other}".endswith(f"/{name}") for other in paths) == 1:
+            return name
+    return path
+
+
+def _kernels_of(layer: keras.layers.Layer) -> list[tuple[str, keras.Variable, int]] | None:
+    """(name, Variable, channel axis) of a layer's own kernels; `None` where its kind has no rule."""
+    if hasattr(layer, "get_prunable_weights"):
+        return [_named(layer, item) for item in layer.get_prunable_weights()]
+    if isinstance(layer, _NO_KERNEL):
+        return []
+    for kind in type(layer).__mro__:
+        if kind in _RULES:
+            attributes = _RULES[kind]
+            variables = {attribute: _variable(layer, attribute) for attribute in attributes}
+            many = len(attributes) > 1
+            return [
+                (attribute if many else "", variable, attributes[attribute])
+                for attribute, variable in variables.items()
+            ]
+    return None
+
+
+def _named(layer: keras.layers.Layer, item: Any) -> tuple[str, keras.Variable, int]:
+    if isinstance(item, keras.Variable):
+        return (item.name, item, -1)
+    if isinstance(item, tuple) and len(item) == 3 and isinstance(item[1], keras.Variable):
+        return item
+    raise TypeError(
+        f"{type(layer).__name__}.get_prunable_weights() must return keras.Variables, or tuples "
+        f"(name, keras.Variable, channel axis); got {item!r}."
+    )
+
+
+def _variable(layer: keras.layers.Layer, attribute: str) -> keras.Variable:
+    variable = getattr(layer, attribute, None)
+    if not isinstance(variable, keras.Variable):
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) has no float kernel ({attribute}={variable!r}): build the "
+            "model first, and prune before quantizing it for inference."
+        )
+    return variable
+
+
+def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> list[KernelView]:
+    """The kernels of chosen layers.
+
+    Args:
+        kernels, skipped: As `find_kernels` returns them.
+        layers: `None` (all), a list of layers and layer names (a nested model or block means all
+            inside), or a function `KernelView -> bool`.
+
+    Raises: ValueError for a name or layer without a kernel, with the reason and the names there are.
+    """
+    if layers is None:
+        return kernels
+    if callable(layers) and not isinstance(layers, keras.layers.Layer):
+        chosen = [view for view in kernels if layers(view)]
+        if not chosen:
+            raise ValueError(f"`layers` selects none of the kernels {', '.join(v.name for v in kernels)}.")
+        return chosen
+    if isinstance(layers, (str, keras.layers.Layer)):
+        raise ValueError(f"`layers` must be a list, e.g. [{layers!r}]; got {layers!r}.")
+    chosen_ids: set[int] = set()
+    for item in layers:
+        hits = [view for view in kernels if _selects(item, view)]
+        if not hits:
+            name = item if isinstance(item, str) else getattr(item, "name", repr(item))
+            why = next((f" ({s.reason})" for s in skipped if name in s.name.split("/")), "")
+            known = ", ".join(view.name for view in kernels)
+            raise ValueError(f"Layer {name!r} has no prunable kernel{why}. Prunable here: {known}.")
+        chosen_ids.update(id(view) for view in hits)
+    return [view for view in kernels if id(view) in chosen_ids]
+
+
+def _selects(item: Any, view: KernelView) -> bool:
+    if isinstance(item, str):
+        return item in (view.name, view.path, *view.path.split("/"))
+    return isinstance(item, keras.layers.Layer) and any(layer is view.layer for _, layer in _walk(item))
