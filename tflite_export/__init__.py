@@ -1,0 +1,40 @@
+"""tflite_export: from a Keras model to a checked `.tflite`, and what to know about the file.
+
+    convert      model, file or folder -> TFLiteModel, loaded and compared before it is returned
+    verify       how far a file is from its source, on your data
+    benchmark    how long one inference takes
+    TFLiteModel, TensorInfo, Verification, OutputCheck, Latency   frozen results
+    ConversionError   the source cannot become such a file, and why
+
+Everything loads on first use: importing this package loads neither tensorflow nor keras.
+"""
+
+import importlib
+from typing import Any
+
+# No module may be called like one of these names: importing it would put the module in the function's place.
+_HOME = {
+    "ConversionError": "tflite_export.errors",
+    "Latency": "tflite_export.latency",
+    "OutputCheck": "tflite_export.verification",
+    "TFLiteModel": "tflite_export.model",
+    "TensorInfo": "tflite_export.model",
+    "Verification": "tflite_export.verification",
+    "benchmark": "tflite_export.latency",
+    "convert": "tflite_export.conversion",
+    "verify": "tflite_export.verification",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tflite_export' has no attribute {name!r}; it has {', '.join(__all__)}.")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

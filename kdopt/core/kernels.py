@@ -91,6 +91,9 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
     skipped: list[Skipped] = []
     seen: set[int] = set()
     for path, layer in _walk(model):
+        if not layer.built:
+            skipped.append(Skipped(path, "not built: the model has not called it", known=True))
+            continue
         own = _kernels_of(layer)
         if own is None and any(id(v) in trained and len(v.shape) >= 2 for v in layer._trainable_variables):
             reason = f"{type(layer).__name__} has no rule; give it a method get_prunable_weights()"
@@ -159,8 +162,8 @@ def _variable(layer: keras.layers.Layer, attribute: str) -> keras.Variable:
     variable = getattr(layer, attribute, None)
     if not isinstance(variable, keras.Variable):
         raise ValueError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) has no float kernel ({attribute}={variable!r}): build the "
-            "model first, and prune before quantizing it for inference."
+            f"Layer {layer.name!r} ({type(layer).__name__}) has no float kernel ({attribute}={variable!r}): prune "
+            "before quantizing it for inference."
         )
     return variable
 

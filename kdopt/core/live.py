@@ -148,10 +148,7 @@ class Live:
 
 
 class GradientAccumulator:
-    """Sums of a function of the gradients, gathered inside the compiled step. Made by `Live.accumulate`.
-
-    Acts on the innermost optimizer's `apply`, where gradients are unscaled and finite.
-    """
+    """Sums of a function of the gradients, gathered inside the compiled step. Made by `Live.accumulate`."""
 
     def __init__(
         self,
@@ -161,15 +158,17 @@ class GradientAccumulator:
     ) -> None:
         self._optimizer = innermost(model.optimizer)
         self._transform = transform
-        self._original = self._optimizer.apply
+        self._index = {_key(v): i for i, v in enumerate(variables)}
         with model.distribute_strategy.scope():
             self._sums = [
                 keras.Variable(np.zeros(v.shape), dtype="float32", trainable=False, aggregation="only_first_replica")
                 for v in variables
             ]
             self._count = keras.Variable(0, dtype="int32", trainable=False, aggregation="only_first_replica")
-        self._index = {_key(v): i for i, v in enumerate(variables)}
-        self._optimizer.apply = self._apply
+        chain = vars(self._optimizer).get("apply")
+        if not isinstance(chain, _ApplyChain):
+            chain = self._optimizer.apply = _ApplyChain(self._optimizer)
+        chain.parts.append(self)
 
     def sums(self) -> list[np.ndarray]:
         """Sum over the batches since the start or the last `reset`, one array per variable, float32."""
@@ -185,35 +184,48 @@ class GradientAccumulator:
             variable.assign(ops.zeros_like(variable))
 
     def release(self) -> None:
-        """Gives the optimizer its own `apply` back."""
-        if self._optimizer.__dict__.get("apply") == self._apply:
-            if inspect.ismethod(self._original) and self._original.__func__ is type(self._optimizer).apply:
-                del self._optimizer.apply
-            else:
-                self._optimizer.apply = self._original
+        """Stops summing; gives the optimizer its own `apply` back when nobody else needs it."""
+        chain = self._optimizer.apply
+        chain.parts.remove(self)
+        if not chain.parts:
+            del self._optimizer.apply
 
-    def _apply(self, grads: Iterable[Tensor], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
-        grads = list(grads)
-        variables = list(self._optimizer._trainable_variables if trainable_variables is None else trainable_variables)
-        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None and _key(v) in self._index]
-        for (_, variable), gradient in zip(pairs, self._global([g for g, _ in pairs]), strict=True):
-            total = self._sums[self._index[_key(variable)]]
-            value = self._transform(ops.convert_to_tensor(variable), ops.cast(gradient, variable.dtype))
-            total.assign_add(ops.cast(value, "float32"))
+    def _add(self, grads: list[Tensor], variables: list[keras.Variable]) -> None:
+        for gradient, variable in zip(grads, variables, strict=True):
+            index = self._index.get(_key(variable))
+            if index is not None and gradient is not None:
+                value = self._transform(ops.convert_to_tensor(variable), ops.cast(gradient, variable.dtype))
+                self._sums[index].assign_add(ops.cast(value, "float32"))
         self._count.assign_add(1)
-        self._original(grads, trainable_variables)
 
-    def _global(self, grads: list[Tensor]) -> list[Tensor]:
-        """Gradients of the whole batch: dense, without the static loss scale, summed over the replicas."""
+
+class _ApplyChain:
+    """Stands for `apply` of the innermost optimizer, where gradients are unscaled and finite."""
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.original = optimizer.apply
+        self.parts: list[GradientAccumulator] = []
+
+    def __call__(self, grads: Iterable[Tensor], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
+        grads = list(grads)
+        variables = list(self.optimizer._trainable_variables if trainable_variables is None else trainable_variables)
+        total = self._of_the_whole_batch(grads)
+        for part in self.parts:
+            part._add(total, variables)
+        self.original(grads, trainable_variables)
+
+    def _of_the_whole_batch(self, grads: list[Tensor]) -> list[Tensor]:
+        """Dense gradients, without the static loss scale, summed over the replicas."""
         import tensorflow as tf
 
-        grads = [tf.convert_to_tensor(g) for g in grads]
-        if self._optimizer.loss_scale_factor is not None:
-            grads = [g / self._optimizer.loss_scale_factor for g in grads]
+        scale = self.optimizer.loss_scale_factor or 1.0
+        present = [tf.convert_to_tensor(g) / scale for g in grads if g is not None]
         context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            grads = context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
-        return grads
+        if present and context is not None and context.num_replicas_in_sync > 1:
+            present = context.all_reduce(tf.distribute.ReduceOp.SUM, present)
+        summed = iter(present)
+        return [None if g is None else next(summed) for g in grads]
 
 
 def updates(optimizer: keras.optimizers.Optimizer) -> int:

@@ -20,8 +20,8 @@ _RULES: dict[type, Rule] = {}
 _OPERATION_RULES: dict[str, Rule] = {}
 # Loops run a Python function an unknown number of times; transforms are not matrix products.
 _UNCOUNTED = frozenset(
-    ("Map", "Scan", "AssociativeScan", "VectorizedMap", "WhileLoop", "ForiLoop", "Cond", "Switch")
-    + ("FFT", "FFT2", "IFFT2", "RFFT", "IRFFT", "STFT", "ISTFT", "CDist", "Correlate")
+    {"Map", "Scan", "AssociativeScan", "VectorizedMap", "WhileLoop", "ForiLoop", "Cond", "Switch"}
+    | {"FFT", "FFT2", "IFFT2", "RFFT", "IRFFT", "STFT", "ISTFT", "CDist", "Correlate"}
 )
 
 
@@ -203,7 +203,7 @@ def _operation_macs(operation: Any, args: Any, outputs: Any) -> int:
 
 
 def _rule_of(operation: Any) -> Rule | None:
-    kind = type(operation)
+    kind: Any = type(operation)
     return next((_RULES[cls] for cls in kind.__mro__ if cls in _RULES and (cls is kind or cls.call is kind.call)), None)
 
 

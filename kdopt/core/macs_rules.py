@@ -17,6 +17,8 @@ from kdopt.core.macs import UnknownMacs, call_macs, macs_rule, operation_rule
 
 def size(x: Any) -> int:
     """Number of elements of a tensor with a static shape."""
+    if None in x.shape:
+        raise UnknownMacs(f"a shape inside is open: {tuple(x.shape)}")
     return math.prod(x.shape)
 
 
@@ -47,17 +49,13 @@ def _tensordot(operation: Any, args: Any, output: Any) -> int:
 
 @operation_rule("Einsum")
 def _einsum(operation: Any, args: Any, output: Any) -> int:
+    """The product of all index sizes of two operands; a single one is only summed or transposed."""
     if len(args) == 1:
-        return 0  # only sums or transposes
+        return 0
     if len(args) > 2:
         raise UnknownMacs(f"keras.ops.einsum of {len(args)} operands depends on the order; write it in pairs")
-    return _einsum_product(operation.subscripts, *args)
-
-
-def _einsum_product(equation: str, left: Any, right: Any) -> int:
-    """The product of all index sizes."""
     sizes: dict[str, int] = {}
-    for labels, x in zip(equation.split("->")[0].replace(" ", "").split(","), (left, right), strict=True):
+    for labels, x in zip(operation.subscripts.split("->")[0].replace(" ", "").split(","), args, strict=True):
         for label, length in _label_sizes(labels, x.shape):
             sizes[label] = max(length, sizes.get(label, 1))
     return math.prod(sizes.values())
@@ -104,11 +102,6 @@ def _transposed(operation: Any, args: Any, output: Any) -> int:
 @macs_rule(layers.Dense)
 def _dense(layer: Any, inputs: Any, outputs: Any) -> int:
     return size(outputs) * layer.kernel.shape[0]
-
-
-@macs_rule(layers.EinsumDense)
-def _einsum_dense(layer: Any, inputs: Any, outputs: Any) -> int:
-    return _einsum_product(layer.equation, inputs, layer.kernel)
 
 
 @macs_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)

@@ -1,5 +1,6 @@
 """Gradual magnitude pruning as a Keras callback."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,7 @@ class GradualPruning(keras.callbacks.Callback):
         self.kernels: list[KernelView] = []
         self.skipped: list[Skipped] = []
         self._live: Live | None = None
+        self._begin: int | None = None
 
     # What Keras calls. Masks change at the beginning of a batch, before a validation and at the end of an
     # epoch; the first batch sets everything up, because only then every other callback has restored its state.
@@ -99,21 +101,24 @@ class GradualPruning(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._live is None:
+            first = self._begin is None
+            if first:
+                self._begin = self._updates()
+            if first and not all(layer.built for layer in self.model._flatten_layers()):
+                return  # Keras builds such a model in its first batch: begin after it
             self._start()
         if self._batches_left <= 0:
             self._update_if_due()
         self._batches_left -= self.model.steps_per_execution
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self._live is not None:
-            self._update_if_due()
-            self._apply_masks()
+        if self._begin is not None:
+            self._catch_up()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._live is None:
+        if self._begin is None:
             return
-        self._update_if_due()
-        self._apply_masks()
+        self._catch_up()
         self._backup.epoch_ended(self._updates())
         if logs is not None:
             logs["sparsity"] = self._sparsity(self.kernels)
@@ -127,6 +132,7 @@ class GradualPruning(keras.callbacks.Callback):
         if self._live is not None:
             self._live.release()
             self._live = None
+        self._begin = None
 
     def _start(self) -> None:
         """Finds the kernels, restores or begins the masks, attaches them."""
@@ -135,12 +141,13 @@ class GradualPruning(keras.callbacks.Callback):
         if not self.kernels:
             raise ValueError("GradualPruning: this model has no kernel that training would update.")
         self._warn_of_unknown_layers()
-        self._begin = self._updates()
+        if self._begin is None:
+            self._begin = self._updates()
         self._final = False
         self._live = Live(self.model, run=self._company.run)
         with self.model.distribute_strategy.scope():
             self._masks = [
-                keras.Variable(np.ones(v.variable.shape), dtype=v.variable.dtype, trainable=False, name="mask")
+                keras.Variable(np.ones(v.variable.shape, bool), dtype="bool", trainable=False, name="mask")
                 for v in self.kernels
             ]
         self._stored = [np.ones(v.variable.shape, bool) for v in self.kernels]
@@ -148,7 +155,7 @@ class GradualPruning(keras.callbacks.Callback):
         self._backup = MaskBackup(self._company.backup(), self._identity())
         self._restore()
         for view, mask in zip(self.kernels, self._masks, strict=True):
-            self._live.constrain(view.variable, lambda value, mask=mask: value * ops.cast(mask, value.dtype))
+            self._live.constrain(view.variable, functools.partial(_masked, mask))
         self._live.rebuild()
         self._batches_left = 0
 
@@ -161,6 +168,13 @@ class GradualPruning(keras.callbacks.Callback):
         self._next = self.schedule.next_update(entry.step - self._begin) if entry.meta["updated"] else self._next
         self._set_masks(entry.masks)
         self._note_final()
+
+    def _catch_up(self) -> None:
+        """Between batches: whatever is due, so that validation and backups see this epoch's masks."""
+        if self._live is None:
+            self._start()
+        self._update_if_due()
+        self._apply_masks()
 
     def _update_if_due(self) -> None:
         """Changes the masks if the schedule says so; reads the step only when that is possible."""
@@ -189,7 +203,7 @@ class GradualPruning(keras.callbacks.Callback):
             for variable in [view.variable, *averages(self.model.optimizer, view.variable)]:
                 if _numpy(variable)[~stored].any():
                     changed = changed or variable is view.variable
-                    variable.assign(variable * ops.cast(mask, variable.dtype))
+                    variable.assign(_masked(mask, variable))
         return changed
 
     def _note_final(self) -> None:
@@ -222,7 +236,7 @@ class GradualPruning(keras.callbacks.Callback):
         self.release()
 
     def _start_without_batch(self) -> None:
-        """A `fit` that ran no batch: either a backup of a finished run was restored, or nothing happened."""
+        """After a `fit` that ran no batch: either a backup of a finished run was restored, or nothing happened."""
         if self._company.has_backup():
             self._start()
         else:
@@ -262,6 +276,11 @@ class GradualPruning(keras.callbacks.Callback):
                 "leave these layers out with `layers`.",
                 stacklevel=2,
             )
+
+
+def _masked(mask: keras.Variable, value: Any) -> Any:
+    """Zero, never minus zero (which a compressor sees as another number), where the mask is False."""
+    return ops.where(mask, value, ops.zeros_like(value))
 
 
 def _numpy(variable: keras.Variable) -> np.ndarray:

@@ -90,7 +90,7 @@ def test_users_constraint_and_regularizer_act_next_to_ours_and_come_back():
 def test_two_owners_release_in_any_order(order):
     model, kernel = make_model()
     lives = [Live(model), Live(model)]
-    masks = [MASK, 1 - np.eye(IN, OUT, dtype="float32")]
+    masks = [MASK, 1 - np.eye(IN, OUT, k=1, dtype="float32")]
     for live, mask in zip(lives, masks, strict=True):
         live.constrain(kernel, lambda value, mask=mask: value * mask)
         live.rebuild()

@@ -110,5 +110,5 @@ def test_set_seed():
 def test_another_backend_is_refused_with_the_line_that_switches(monkeypatch):
     backend.require_tensorflow("convert")
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
-    with pytest.raises(RuntimeError, match=r'convert needs .* "KERAS_BACKEND"\] = "tensorflow"'):
+    with pytest.raises(RuntimeError, match=r'convert needs .*\["KERAS_BACKEND"\] = "tensorflow"'):
         backend.require_tensorflow("convert")

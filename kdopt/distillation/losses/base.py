@@ -1,0 +1,78 @@
+"""What a distillation loss is, and the registry of them."""
+
+from typing import Any, Self
+
+import keras
+
+from kdopt.core.registry import Registry
+from kdopt.core.validation import check_one_of
+
+ACTIVATIONS = ("softmax", "sigmoid")
+
+
+class DistillationLoss:
+    """How far the student is from the teacher, one value per sample.
+
+    Subclass it, write `compute_loss`, and register it: `Distiller` then brings `sample_weight`, masks, several
+    outputs, logging, replicas and saving. A subclass with arguments of its own extends `get_config`.
+
+    Args:
+        activation: How the logits become class probabilities: `"softmax"` (one class of many) or `"sigmoid"`
+            (binary, multi-label). Defaults to `None`: read from the last activation of student and teacher,
+            softmax if both end in plain logits of two or more units.
+        output: Name or index of the model output the loss looks at. Defaults to `None`: every output, summed.
+        name: The loss is logged as `{name}_loss`. Defaults to the snake-case class name.
+
+    Raises: ValueError for an unknown activation, TypeError for an `output` that is neither name nor index.
+
+    Example:
+    ```
+    @DISTILLATION_LOSSES.register("logits_l1")
+    class LogitsL1(DistillationLoss):
+        def compute_loss(self, teacher, student, activation="softmax"):
+            return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
+    ```
+    """
+
+    def __init__(
+        self, *, activation: str | None = None, output: str | int | None = None, name: str | None = None
+    ) -> None:
+        if activation is not None:
+            check_one_of("activation", activation, ACTIVATIONS)
+        if isinstance(output, bool) or not isinstance(output, str | int | None):
+            raise TypeError(f"`output` must be the name or the index of a model output, or None; got {output!r}.")
+        if name is not None and not (isinstance(name, str) and name):
+            raise TypeError(f"`name` must be a non-empty string or None; got {name!r}.")
+        self.activation = activation
+        self.output = output
+        self.name = name or snake_case(type(self).__name__)
+
+    def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax") -> Any:
+        """The loss of each sample.
+
+        Args:
+            teacher: Class logits of the teacher, float32, shape (batch, ..., classes). No gradient flows into it.
+            student: Class logits of the student, the same shape.
+            activation: `"softmax"` or `"sigmoid"`: how these logits become probabilities.
+
+        Returns: float32, shape (batch, ...): one value per sample (per position for sequences and images), never
+            reduced over the batch: the Distiller weights and averages it as Keras does the hard loss.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `compute_loss(teacher, student, activation)`.")
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"activation": self.activation, "output": self.output, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The loss that `get_config` described."""
+        return cls(**config)
+
+
+def snake_case(name: str) -> str:
+    """`"SoftTargets"` -> `"soft_targets"`, as Keras names layers."""
+    return keras.src.utils.naming.to_snake_case(name)
+
+
+DISTILLATION_LOSSES = Registry("distillation loss", DistillationLoss)

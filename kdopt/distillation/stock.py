@@ -1,0 +1,94 @@
+"""The loss objects of `keras.distillation` in our Distiller."""
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kdopt.distillation.outputs import OutputPair
+
+
+def check_stock(loss: Any, student: keras.Model, teacher: keras.Model) -> None:
+    """Refuses at construction what would need a second forward pass, and warns of a loss that is not what it says.
+
+    Raises: ValueError for a loss on inner layers, and what the loss's own validation raises.
+    """
+    names = [getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")]
+    if any(name is not None for name in names):
+        raise ValueError(
+            f"{type(loss).__name__} on the inner layers {names} is not supported here: the Distiller runs each model "
+            "once, and sees its outputs only. Leave the layer names out (compares the outputs), or train with "
+            "`keras.distillation.Distiller`."
+        )
+    if _is_logits(loss) and any(part is keras.losses.kl_divergence for part in keras.tree.flatten(loss.loss)):
+        warnings.warn(
+            "LogitsDistillation(loss='kl_divergence') resolves to a function that Keras applies to the logits without "
+            "a softmax, clipped to [0, 1]; the result is no divergence of probabilities. Pass "
+            "`loss=keras.losses.KLDivergence()`, or use kdopt's `SoftTargets`.",
+            stacklevel=4,
+        )
+    loss.validate_model_compatibility(teacher, student)
+
+
+def stock_loss(loss: Any, pairs: list[OutputPair], structure: Any, sample_weight: Any) -> Any:
+    """The scalar of a `keras.distillation` loss for one batch.
+
+    `LogitsDistillation` gets logits even where the models end in probabilities; any other loss gets the outputs as
+    they are.
+
+    Args:
+        loss: `keras.distillation.DistillationLoss`.
+        pairs: Outputs of both nets.
+        structure: The student's outputs, whose nesting is kept.
+        sample_weight: What `fit` gave; must be None.
+
+    Raises: ValueError where the loss's own mean over the batch cannot honor weights, masks or replicas.
+    """
+    _refuse_weights(loss, pairs, sample_weight)
+    if _is_logits(loss):
+        tensors = [pair.logits(_softmax(loss, pair)) for pair in pairs]
+    else:
+        tensors = [(ops.stop_gradient(_float32(pair.teacher)), _float32(pair.student)) for pair in pairs]
+    teacher, student = (keras.tree.pack_sequence_as(structure, list(side)) for side in zip(*tensors, strict=True))
+    loss.validate_outputs(teacher, student)
+    value = ops.convert_to_tensor(loss.compute_loss(teacher, student))
+    if len(value.shape):
+        raise ValueError(f"{type(loss).__name__}.compute_loss must return a scalar; got shape {tuple(value.shape)}.")
+    return ops.cast(value, "float32")
+
+
+def _is_logits(loss: Any) -> bool:
+    return isinstance(loss, keras.distillation.LogitsDistillation)
+
+
+def _float32(values: Any) -> Any:
+    return ops.cast(values, "float32")
+
+
+def _softmax(loss: Any, pair: OutputPair) -> str:
+    if pair.activation() != "softmax":
+        raise ValueError(
+            f"LogitsDistillation applies a softmax, but output {pair.name!r} is made of sigmoid units. Use kdopt's "
+            "`SoftTargets`, which knows both."
+        )
+    return "softmax"
+
+
+def _refuse_weights(loss: Any, pairs: list[OutputPair], sample_weight: Any) -> None:
+    name = type(loss).__name__
+    masked = any(getattr(pair.student, "_keras_mask", None) is not None for pair in pairs)
+    if sample_weight is not None or masked:
+        raise ValueError(
+            f"{name} averages over the batch itself and cannot use sample_weight, class_weight or masks. Use kdopt's "
+            "`SoftTargets`, or a `DistillationLoss` of your own."
+        )
+    parts = [part for part in keras.tree.flatten(getattr(loss, "loss", None)) if part is not None]
+    # Keras scales the mean of a Loss object by 1 / replicas, a plain function's not.
+    scaled = parts and all(isinstance(part, keras.losses.Loss) for part in parts)
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1 and not scaled:
+        raise ValueError(
+            f"{name} under tf.distribute needs loss objects such as `keras.losses.KLDivergence()`, not names or "
+            "functions, which Keras does not scale to the number of replicas."
+        )

@@ -1,0 +1,81 @@
+"""What is checked before the first step: the two models, and what each loss looks at."""
+
+from typing import Any
+
+import keras
+
+from kdopt.distillation.losses.base import DistillationLoss
+from kdopt.distillation.outputs import OutputPair
+
+
+def check_models(student: Any, teacher: Any) -> None:
+    """Refuses two models that cannot be student and teacher.
+
+    Raises: TypeError for what is no `keras.Model`; ValueError for an unbuilt teacher, shared weights or unlike inputs.
+    """
+    for role, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"`{role}` must be a keras.Model (Keras 3); got {type(model).__module__}.{type(model).__name__}."
+            )
+    if student is teacher:
+        raise ValueError(
+            "Student and teacher are the same model: it would imitate itself. Copy it first: "
+            "`student = keras.models.clone_model(teacher)`."
+        )
+    if not teacher.built:
+        raise ValueError(
+            f"The teacher {teacher.name!r} is not built, so it holds no trained weights. Train or load it first (or "
+            "call it on a batch, if it has none)."
+        )
+    taught = {id(variable) for variable in teacher.variables}
+    shared = [variable.path for variable in student.trainable_variables if id(variable) in taught]
+    if shared:
+        paths = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+        raise ValueError(
+            f"Student and teacher share trainable weights ({paths}); "
+            "training one would change the other. Clone the shared layers, or freeze them (`layer.trainable = False`)."
+        )
+    _check_inputs(student, teacher)
+
+
+def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
+    ours, theirs = (getattr(model, "inputs", None) for model in (student, teacher))
+    if not ours or not theirs or len(ours) != len(theirs):
+        return  # not known, or a dict of which each picks its own: Keras checks it in the first step
+    for mine, other in zip(ours, theirs, strict=True):
+        pairs = zip(mine.shape, other.shape, strict=False)
+        if len(mine.shape) != len(other.shape) or any(a != b and None not in (a, b) for a, b in pairs):
+            raise ValueError(
+                f"Both models see the same batch, but the student takes {tuple(mine.shape)} and the teacher "
+                f"{tuple(other.shape)}. Put the resizing into one model: `keras.Sequential([Input, Resizing, net])`."
+            )
+
+
+def check_from_logits(value: Any) -> dict[str, bool | None]:
+    """`from_logits` as a dict with the keys student and teacher.
+
+    Raises: TypeError.
+    """
+    given = value if isinstance(value, dict) else {"student": value, "teacher": value}
+    if set(given) - {"student", "teacher"} or any(item not in (None, True, False) for item in given.values()):
+        raise TypeError(
+            f'`from_logits` must be True, False, None or {{"student": ..., "teacher": ...}}; got {value!r}.'
+        )
+    return {role: given.get(role) for role in ("student", "teacher")}
+
+
+def select_outputs(loss: DistillationLoss, pairs: list[OutputPair]) -> list[OutputPair]:
+    """The outputs that `loss` looks at: the one it names, or all.
+
+    Raises: ValueError for an output that is not there.
+    """
+    if loss.output is None:
+        return pairs
+    found = [pair for pair in pairs if loss.output in (pair.index, pair.name)]
+    if not found:
+        raise ValueError(
+            f"{type(loss).__name__}(output={loss.output!r}): the student has no such output; it has "
+            f"{', '.join(f'{pair.index} = {pair.name!r}' for pair in pairs)}."
+        )
+    return found

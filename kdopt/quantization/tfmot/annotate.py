@@ -1,0 +1,191 @@
+"""Where fake quantization goes: tfmot's 8-bit placement as rules over steps, widened to the layers tfmot refuses.
+
+A tensor gets a range if the `.tflite` really has that tensor: after conv + BatchNormalization + ReLU, not between; not after an
+op that keeps the scale of its input (pooling, reshape); not after an op whose output scale TFLite fixes (softmax, sigmoid, tanh);
+and not on the inputs of a concatenation that nothing else reads, which share the scale of its output.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from kdopt.quantization.report import LayerReport
+from kdopt.quantization.tfmot.bridge import Blueprint
+from kdopt.quantization.tfmot.steps import Step
+
+_KEEPS_SCALE = {
+    *("Flatten", "Reshape", "Permute", "RepeatVector", "Dropout", "GaussianDropout", "GaussianNoise"),
+    *("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+    *("MaxPooling1D", "MaxPooling2D"),
+    *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"),
+    *("AveragePooling1D", "AveragePooling2D"),
+    *("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Cropping1D", "Cropping2D", "Cropping3D"),
+    *("UpSampling1D", "UpSampling3D"),
+}
+_FIXED_SCALE = {"softmax", "sigmoid", "tanh"}
+# A BatchNormalization after one of these is folded into the kernel by the converter.
+_FOLDS_NORM = {"Conv2D", "DepthwiseConv2D", "Dense"}
+# No int8 kernel in TFLite: they and their outputs stay float.
+_STAYS_FLOAT = {"Conv3D", "Conv3DTranspose", "AveragePooling3D", "MaxPooling3D"}
+_FUSES_RELU = {"Add", "Subtract", "Multiply", "BatchNormalization"}
+_KNOWN_TO_TFMOT = {
+    *("ReLU", "LeakyReLU", "Activation", "Softmax", "Concatenate", "Add", "UpSampling2D"),
+    *("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"),
+}
+_RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "TimeDistributed", "ConvLSTM")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Tensors and kernels that are fake-quantized, and what that means for each source layer.
+
+    Args:
+        tensors: Numbers of the tensors that get a range.
+        kernels: Names of the steps whose kernel is quantized.
+        report: One record a source layer, in order.
+    """
+
+    tensors: frozenset[int]
+    kernels: frozenset[str]
+    report: tuple[LayerReport, ...]
+
+
+def place(blueprint: Blueprint) -> Placement:
+    """Decides the placement for a blueprint."""
+    return _Placer(blueprint).place()
+
+
+class _Placer:
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.blueprint = blueprint
+        self.outputs = set(blueprint.trace.outputs)
+        self.producer = {index: step for step in blueprint.steps for index in step.outputs}
+        self.consumers: dict[int, list[Step]] = defaultdict(list)
+        self.calls: dict[str, int] = defaultdict(int)
+        for step in blueprint.steps:
+            self.calls[step.name] += 1
+            for index in step.inputs:
+                self.consumers[index].append(step)
+        self.dtypes = {entry.index: entry.dtype for entry in blueprint.trace.inputs}
+        for call in blueprint.trace.calls:
+            self.dtypes.update(zip(call.outputs, call.dtypes, strict=True))
+
+    def place(self) -> Placement:
+        floats = [entry.index for entry in self.blueprint.trace.inputs if self.is_float(entry.index)]
+        tensors = {index for index in floats if self.consumers[index]}
+        tensors |= {i for step in self.blueprint.steps for i in step.outputs if self.needs_range(step, i)}
+        kernels = frozenset(step.name for step in self.blueprint.steps if step.kernel)
+        return Placement(frozenset(tensors), kernels, self.records(tensors))
+
+    def is_float(self, index: int) -> bool:
+        return self.dtypes.get(index, "float32").startswith("float")
+
+    def only_consumer(self, index: int) -> Step | None:
+        """The one step that reads the tensor, None if several do or it is an output of the model."""
+        consumers = self.consumers[index]
+        return consumers[0] if len(consumers) == 1 and index not in self.outputs else None
+
+    def needs_range(self, step: Step, index: int) -> bool:
+        if not self.is_float(index) or keeps_scale(step) or fixes_scale(step) or is_recurrent(step):
+            return False
+        if step.kind in _STAYS_FLOAT:
+            return False
+        after = self.only_consumer(index)
+        if after is None:
+            return True
+        if after.kind == "Concatenate":
+            return False
+        if is_relu(after) and (step.kernel or step.kind in _FUSES_RELU) and step.activation == "linear":
+            return False
+        return not self.folds(step, after)
+
+    def folds(self, step: Step, after: Step) -> bool:
+        """Whether `after` is a BatchNormalization that disappears into the kernel of `step`."""
+        return (
+            after.kind == "BatchNormalization"
+            and step.kind in _FOLDS_NORM
+            and step.activation == "linear"
+            and self.calls[step.name] == self.calls[after.name] == 1
+            and _is_last_axis(step, after)
+        )
+
+    def records(self, tensors: set[int]) -> tuple[LayerReport, ...]:
+        by_source: dict[str, list[Step]] = defaultdict(list)
+        for step in self.blueprint.steps:
+            by_source[step.source].append(step)
+        return tuple(self.record(source, steps, tensors) for source, steps in by_source.items())
+
+    def record(self, source: str, steps: list[Step], tensors: set[int]) -> LayerReport:
+        outputs = [index for step in steps for index in step.outputs]
+        ranged = any(index in tensors for index in outputs)
+        if not any(self.is_float(index) for index in outputs):
+            return LayerReport(source, "float", "its outputs are integers")
+        if steps[0].kind in _STAYS_FLOAT:
+            return LayerReport(source, "float", f"TFLite has no int8 kernel for {steps[0].kind}; an int8 file is refused")
+        if any(is_recurrent(step) for step in steps):
+            return LayerReport(source, "calibration-only", "recurrent: its state and kernels get scales at export")
+        foreign = [step for step in steps if not self.is_known(step)]
+        if not foreign:
+            return LayerReport(source, "quantized", self.why_quantized(steps, ranged))
+        return LayerReport(source, "output-only", _why_output_only(foreign[0], ranged))
+
+    def is_known(self, step: Step) -> bool:
+        if step.kernel or keeps_scale(step) or fixes_scale(step):
+            return True
+        before = self.producer.get(step.inputs[0])
+        if step.kind == "BatchNormalization" and before is not None and self.only_consumer(step.inputs[0]) is step:
+            return self.folds(before, step)
+        return step.kind in _KNOWN_TO_TFMOT and not (step.kind == "Activation" and step.activation not in ("swish", "gelu"))
+
+    def why_quantized(self, steps: list[Step], ranged: bool) -> str:
+        if any(step.kernel for step in steps):
+            return "kernel and output" if ranged else "kernel; its output is read only after what is fused with it"
+        if steps[0].kind == "BatchNormalization":
+            return "folded into the kernel before it"
+        if all(keeps_scale(step) for step in steps):
+            return "keeps the scale of its input"
+        if all(fixes_scale(step) for step in steps):
+            return "TFLite fixes the scale of its output"
+        return "output" if ranged else "its output is read only after what is fused with it"
+
+
+def keeps_scale(step: Step) -> bool:
+    """Whether TFLite gives output and input one scale."""
+    linear = step.kind == "Activation" and step.activation == "linear"
+    nearest = step.kind == "UpSampling2D" and step.config.get("interpolation") == "nearest"
+    return step.kind in _KEEPS_SCALE or linear or nearest or bool(step.extra.get("identity"))
+
+
+def fixes_scale(step: Step) -> bool:
+    """Whether TFLite prescribes the scale of the output."""
+    return step.kind == "Softmax" or (step.kind == "Activation" and step.activation in _FIXED_SCALE)
+
+
+def is_relu(step: Step) -> bool:
+    """Whether TFLite fuses the step into the op before it: ReLU or ReLU6."""
+    config = step.config
+    plain = not config.get("negative_slope") and not config.get("threshold") and config.get("max_value") in (None, 6.0)
+    return step.kind == "ReLU" and plain
+
+
+def is_recurrent(step: Step) -> bool:
+    """Whether the step runs a loop over time."""
+    if step.kind != "Opaque":
+        return False
+    return any(cls.__name__.startswith(_RECURRENT) for cls in type(step.config["call"].operation).__mro__)
+
+
+def _is_last_axis(step: Step, norm: Step) -> bool:
+    rank = {"Conv2D": 4, "DepthwiseConv2D": 4}.get(step.kind)
+    axis = norm.config.get("axis", -1)
+    axis = axis[0] if isinstance(axis, (list, tuple)) else axis
+    return axis == -1 or rank is None or axis == rank - 1
+
+
+def _why_output_only(step: Step, ranged: bool) -> str:
+    name = type(step.config["call"].operation).__name__ if step.kind == "Opaque" else step.kind
+    name = step.extra.get("label", step.activation if name == "Activation" and step.kind == name else name)
+    if step.kind == "BatchNormalization":
+        return "follows no convolution or dense layer alone, so it is not folded: its multiplier gets a scale at export"
+    inside = "; its weights get scales at export" if step.kind == "Opaque" and step.weights else ""
+    where = "its output has a range" if ranged else "its output is ranged after what is fused with it"
+    return f"tfmot has no rule for {name}: {where}{inside}"

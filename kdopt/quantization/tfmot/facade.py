@@ -1,0 +1,238 @@
+"""A Keras 3 model that trains a fake-quantized tf_keras net.
+
+Its Variables are the net's tf.Variables and its `call` runs the net; so optimizers, callbacks, masks, checkpoints and distillers
+see an ordinary Keras 3 model, and nothing is translated in either direction.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.quantization.data import calibration_batches
+from kdopt.quantization.report import LayerReport
+from kdopt.quantization.tfmot.holder import QuantizedLayer
+from kdopt.quantization.tfmot.net import QuantizedNet
+from kdopt.quantization.tfmot.peek import peek
+from kdopt.quantization.tfmot.steps import variable_keys
+from kdopt.quantization.tfmot.trace import functional_of, trace
+
+_SAMPLE_FILE = "calibration.npz"
+
+
+class _Hidden:
+    """Keeps the source and the net out of Keras's variable tracking."""
+
+    def __init__(self, source: Any, net: QuantizedNet) -> None:
+        self.source = source
+        self.net = net
+        self.graph = functional_of(source)
+        self.sample: list[np.ndarray] | None = None
+
+
+@keras.saving.register_keras_serializable("kdopt")
+class QuantizedModel(keras.Model):
+    """Quantization-aware training of a Keras 3 model on tfmot's 8-bit scheme.
+
+    Made by `kdopt.quantization.quantize_aware`. `model.layers` are named as in the source and hold its variables plus the
+    ranges (`*_min`, `*_max`). Ranges follow the data in training and are fixed in inference.
+
+    Args:
+        source: Keras 3 Sequential or Functional model; left as it is.
+        calibration: Data as in `quantize_aware`. Defaults to `None`: the first training batches.
+        name: String.
+
+    Raises: as `quantize_aware`.
+    """
+
+    def __init__(self, source: Any, calibration: Any = None, name: str | None = None) -> None:
+        super().__init__(name=name or f"{source.name}_quantized")
+        data = None if calibration is None else calibration_batches(calibration, trace(source).inputs)
+        # float32, not an integer: XLA keeps small integers of a training step on the host.
+        self.range_updates = self.add_weight(shape=(), initializer="zeros", trainable=False, name="range_updates")
+        net = QuantizedNet(source, self.range_updates.value, [column[:2] for column in data[0]] if data else None)
+        self._hidden = _Hidden(source, net)
+        self._holders = self._make_holders(net)
+        if data:
+            self._hidden.sample = net.calibrate(data)
+        self.built = True
+
+    @staticmethod
+    def _make_holders(net: QuantizedNet) -> list[QuantizedLayer]:
+        variables: dict[str, list[Any]] = {}
+        for entry in net.variables():
+            variables.setdefault(entry.layer, []).append(entry)
+        members: dict[str, dict[str, Any]] = {}
+        frozen = set()
+        for step in net.blueprint.steps:
+            members.setdefault(step.source, {})[step.name] = net.layers[step.name]
+            if not step.trainable:
+                frozen.add(step.source)
+        names = [entry.name for entry in net.blueprint.trace.inputs] + list(members)
+        return [
+            QuantizedLayer(name, variables.get(name, []), list(members.get(name, {}).values()), name not in frozen)
+            for name in dict.fromkeys(names)
+        ]
+
+    @property
+    def report(self) -> tuple[LayerReport, ...]:
+        """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
+        return self._hidden.net.report
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the ranges have seen data."""
+        import tensorflow as tf
+
+        with tf.init_scope():
+            return float(self._hidden.net.batches.numpy()) > 0
+
+    @property
+    def output_names(self) -> list[str] | None:
+        """Names of the source's outputs, for losses and metrics by name."""
+        return getattr(self._hidden.graph, "output_names", None)
+
+    def calibrate(self, data: Any) -> None:
+        """Sets all ranges from data, with the weights as they are.
+
+        Args:
+            data: Data as in `quantize_aware`.
+        """
+        hidden = self._hidden
+        hidden.sample = hidden.net.calibrate(calibration_batches(data, hidden.net.blueprint.trace.inputs))
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        if not training and not self.calibrated:
+            raise RuntimeError(
+                f"The ranges of {self.name!r} have not seen any data, so its outputs would mean nothing. Way out: pass "
+                "`calibration=x_train[:256]` to quantize_aware, call `model.calibrate(x_train[:256])`, or train first."
+            )
+        import tensorflow as tf
+
+        outputs = self._run(self._flat(inputs), bool(training))
+        if training:
+            # Tied to the outputs: a step that finds the data at its end must not count.
+            with tf.control_dependencies(outputs):
+                self.range_updates.assign_add(1.0)
+        for loss in self._hidden.net.model.losses:
+            self.add_loss(loss)
+        packed = keras.tree.pack_sequence_as(self._hidden.graph._outputs_struct, outputs)
+        return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
+
+    def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
+        del training
+        return self._hidden.source.compute_output_spec(inputs)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return self._hidden.source.compute_output_shape(input_shape)
+
+    def build(self, input_shape: Any = None) -> None:
+        del input_shape
+        self.built = True
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; a model without calibration first calibrates on the first batches of `x`.
+
+        Data that cannot be read twice (a generator) is left alone: the ranges then learn from the first training batches.
+        """
+        if not self.calibrated:
+            first = peek(x, self._hidden.net.blueprint.trace.inputs)
+            if first is not None:
+                self.calibrate(first)
+        return super().fit(x, *args, **kwargs)
+
+    def get_prunable_weights(self) -> list[tuple[str, keras.Variable, int]]:
+        """The float kernels: `(source layer, variable, axis of the output channels)`. A separable layer has two."""
+        layers = {layer.name: layer for layer in self._holders}
+        found = []
+        for kernel in self._hidden.net.kernels:
+            variable = layers[kernel.layer].by_name[kernel.key.removeprefix(f"{kernel.layer}/")]
+            found.append((kernel.layer, variable, kernel.channel_axis))
+        return found
+
+    def strip(self) -> Any:
+        """A float Keras 3 model like the source, with the trained weights; `self` is left as it is."""
+        hidden = self._hidden
+        classes = {type(layer).__name__: type(layer) for layer in hidden.source._flatten_layers(include_self=False)}
+        classes = {name: cls for name, cls in classes.items() if not cls.__module__.startswith("keras.")}
+        config = keras.saving.serialize_keras_object(hidden.source)
+        model = keras.saving.deserialize_keras_object(config, custom_objects=classes, safe_mode=False)
+        own = self._by_key()
+        for call in trace(model).calls:
+            for key, variable in variable_keys(call.name, call.operation):
+                if key in own:
+                    variable.assign(own[key])
+        return model
+
+    def _by_key(self) -> dict[str, keras.Variable]:
+        found = {f"{layer.name}/{name}": variable for layer in self._holders for name, variable in layer.by_name.items()}
+        return {**found, "range_updates": self.range_updates}
+
+    def _flat(self, inputs: Any) -> list[Any]:
+        return list(self._hidden.graph._standardize_inputs(inputs))
+
+    def _run(self, tensors: list[Any], training: bool) -> list[Any]:
+        outputs = self._hidden.net.model(tensors if len(tensors) > 1 else tensors[0], training=training)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "source": keras.saving.serialize_keras_object(self._hidden.source)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "QuantizedModel":
+        source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
+        return cls(source, name=config["name"])
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        return None
+
+    def save_own_variables(self, store: Any) -> None:
+        for key, variable in self._by_key().items():
+            store[_stored(key)] = keras.ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store: Any) -> None:
+        own = self._by_key()
+        missing = sorted(key for key in own if _stored(key) not in store.keys())  # noqa: SIM118  a store, not a dict
+        if missing:
+            raise ValueError(f"The file lacks {len(missing)} variables of {self.name!r}, e.g. {missing[:3]}.")
+        for key, variable in own.items():
+            variable.assign(store[_stored(key)])
+
+    def save_assets(self, dir_path: str) -> None:
+        if self._hidden.sample is not None:
+            names = [entry.name for entry in self._hidden.net.blueprint.trace.inputs]
+            np.savez_compressed(Path(dir_path) / _SAMPLE_FILE, **dict(zip(names, self._hidden.sample, strict=True)))
+
+    def load_assets(self, dir_path: str) -> None:
+        path = Path(dir_path) / _SAMPLE_FILE
+        if path.exists():
+            with np.load(path) as stored:
+                self._hidden.sample = [stored[entry.name] for entry in self._hidden.net.blueprint.trace.inputs]
+
+    def __tflite_source__(self) -> dict[str, Any]:
+        """What a `.tflite` converter needs: function, signature, and a sample for the tensors without a range."""
+        import tensorflow as tf
+
+        if not self.calibrated:
+            raise RuntimeError(f"The ranges of {self.name!r} have not seen any data: train it, or call `calibrate(data)`.")
+        hidden = self._hidden
+        inputs = hidden.net.blueprint.trace.inputs
+        names = tuple(self.output_names or [f"output_{i}" for i in range(len(hidden.graph.outputs))])
+
+        def function(*tensors: Any) -> dict[str, Any]:
+            return dict(zip(names, self._run(list(tensors), training=False), strict=True))
+
+        sample = hidden.sample
+        return {
+            "module": hidden.net.model,
+            "function": function,
+            "inputs": {e.name: tf.TensorSpec((None, *e.shape[1:]), e.dtype, name=e.name) for e in inputs},
+            "outputs": names,
+            "has_ranges": True,
+            "calibration": None if sample is None else dict(zip((e.name for e in inputs), sample, strict=True)),
+        }
+
+
+def _stored(key: str) -> str:
+    return key.replace("/", ":")

@@ -1,0 +1,313 @@
+"""The quantized model is a Keras 3 model: it trains, saves, strips and leaves the process as it was."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from kdopt.quantization import LayerReport, QuantizedModel, quantize_aware
+from kdopt.quantization.tfmot import backend
+
+RANDOM = np.random.default_rng(5)
+X = RANDOM.normal(0.5, 1.5, (64, 6, 6, 2)).astype("float32")
+Y = RANDOM.integers(0, 3, 64).astype("int32")
+
+
+@keras.saving.register_keras_serializable("kdopt_test")
+class Shifted(layers.Layer):
+    """Becomes an opaque layer of the net."""
+
+    def build(self, input_shape):
+        self.shift = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="shift")
+
+    def call(self, inputs):
+        return inputs + self.shift
+
+
+def small(**dense):
+    inputs = keras.Input((6, 6, 2), name="image")
+    x = layers.Conv2D(4, 3, name="conv", kernel_regularizer=keras.regularizers.L2(0.01))(inputs)
+    x = layers.BatchNormalization(name="norm", momentum=0.5)(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.Multiply(name="square")([x, x])
+    x = Shifted(name="shift")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(3, name="dense", activation="softmax", **dense)(x), name="small")
+
+
+def compiled(model, rate=0.05):
+    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def values(model):
+    return [keras.ops.convert_to_numpy(v) for v in model.weights]
+
+
+@pytest.fixture
+def trained():
+    model = compiled(quantize_aware(small(), calibration=X))
+    model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    return model
+
+
+def test_is_a_keras_model_that_learns():
+    source = small()
+    before = values(source)
+    model = compiled(quantize_aware(source, calibration=X))
+    assert isinstance(model, keras.Model)
+    assert [layer.name for layer in model.layers][:3] == ["image", "conv", "norm"]
+    history = model.fit(X, Y, batch_size=16, epochs=8, verbose=0).history["loss"]
+    assert history[-1] < history[0] - 0.02
+    for a, b in zip(before, values(source), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_variables_are_the_nets_own():
+    model = quantize_aware(small(), calibration=X)
+    conv = model.get_layer("conv").by_name["kernel"]
+    before = model.predict(X[:4], verbose=0)
+    conv.assign(conv * 0.5)
+    assert np.abs(model.predict(X[:4], verbose=0) - before).max() > 1e-3
+    names = [(name, tuple(v.shape), axis) for name, v, axis in model.get_prunable_weights()]
+    assert names == [("conv", (3, 3, 2, 4), 3), ("dense", (4, 3), 1)]
+    assert model.get_prunable_weights()[0][1] is conv
+
+
+def test_batch_normalization_statistics_move_by_the_batch():
+    source = keras.Sequential([keras.Input((5,)), layers.BatchNormalization(name="norm", momentum=0.9), layers.Dense(1)])
+    x = RANDOM.normal(3.0, 2.0, (32, 5)).astype("float32")
+    model = quantize_aware(source, calibration=x)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(x, np.zeros((32, 1)), batch_size=32, verbose=0)
+    norm = model.get_layer("norm").by_name
+    step = np.ptp(x) / 255
+    np.testing.assert_allclose(norm["moving_mean"].numpy(), 0.1 * x.mean(axis=0), atol=step)
+    np.testing.assert_allclose(norm["moving_variance"].numpy(), 0.9 + 0.1 * x.var(axis=0), rtol=0.02)
+    mean = norm["moving_mean"].numpy()
+    model.predict(x, verbose=0)
+    np.testing.assert_array_equal(norm["moving_mean"].numpy(), mean)
+
+
+def test_freezing_reaches_the_net():
+    model = compiled(quantize_aware(small(), calibration=X))
+    model.get_layer("norm").trainable = False
+    before = {n: v.numpy() for n, v in model.get_layer("norm").by_name.items()}
+    model.fit(X, Y, verbose=0)
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.get_layer("norm").by_name[name].numpy(), value, err_msg=name)
+
+
+def test_a_frozen_source_layer_stays_frozen():
+    source = small()
+    source.get_layer("conv").trainable = False
+    model = compiled(quantize_aware(source, calibration=X))
+    kernel = model.get_layer("conv").by_name["kernel"].numpy()
+    model.fit(X, Y, verbose=0)
+    np.testing.assert_array_equal(model.get_layer("conv").by_name["kernel"].numpy(), kernel)
+    assert not any(v is model.get_layer("conv").by_name["kernel"] for v in model.trainable_variables)
+
+
+def test_regularizer_and_constraint_of_the_source_act():
+    model = quantize_aware(small(kernel_constraint=keras.constraints.MaxNorm(0.1, axis=0)), calibration=X)
+    kernel = model.get_layer("conv").by_name["kernel"].numpy()
+    np.testing.assert_allclose(float(sum(model.losses)), 0.01 * np.sum(kernel**2), rtol=1e-5)
+    compiled(model).fit(X, Y, verbose=0)
+    assert np.linalg.norm(model.get_layer("dense").by_name["kernel"].numpy(), axis=0).max() <= 0.1 + 1e-6
+
+
+def test_losses_of_a_layer_count():
+    source = keras.Sequential([keras.Input((4,)), layers.Dense(3, activity_regularizer=keras.regularizers.L2(0.5))])
+    x = RANDOM.normal(size=(16, 4)).astype("float32")
+    model = quantize_aware(source, calibration=x)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    source.compile(keras.optimizers.SGD(0.0), "mse")
+    y = np.zeros((16, 3))
+    wanted = source.evaluate(x, y, batch_size=16, verbose=0)
+    assert wanted > np.mean(source.predict(x, verbose=0) ** 2) * 1.2
+    np.testing.assert_allclose(model.evaluate(x, y, batch_size=16, verbose=0), wanted, rtol=0.03)
+
+
+def test_callbacks_are_keras_own(tmp_path):
+    model = compiled(quantize_aware(small(), calibration=X))
+    path = str(tmp_path / "best.weights.h5")
+    callbacks = [
+        keras.callbacks.EarlyStopping(patience=0, monitor="loss", restore_best_weights=True),
+        keras.callbacks.ModelCheckpoint(path, save_weights_only=True),
+        keras.callbacks.BackupAndRestore(str(tmp_path / "backup")),
+    ]
+    model.fit(X, Y, epochs=2, callbacks=callbacks, verbose=0)
+    other = quantize_aware(small())
+    other.load_weights(path)
+    np.testing.assert_array_equal(other.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
+@pytest.mark.parametrize("option", [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_compile_options(option):
+    model = quantize_aware(small(), calibration=X)
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", **option)
+    before = model.get_layer("conv").by_name["kernel"].numpy()
+    model.fit(X, Y, batch_size=16, verbose=0)
+    assert np.abs(model.get_layer("conv").by_name["kernel"].numpy() - before).max() > 1e-3
+    assert model.range_updates.numpy() == 999.0 + 4
+
+
+def test_save_and_load(trained, tmp_path):
+    path = tmp_path / "model.keras"
+    trained.save(path)
+    loaded = keras.models.load_model(path)
+    assert isinstance(loaded, QuantizedModel)
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), trained.predict(X, verbose=0))
+    assert loaded.report == trained.report
+    assert int(loaded.optimizer.iterations) == int(trained.optimizer.iterations) == 8
+    sample = loaded.__tflite_source__()["calibration"]["image"]
+    np.testing.assert_array_equal(sample, X)
+    loaded.fit(X, Y, verbose=0)
+
+
+_LOAD = """
+import sys, json
+import kdopt, keras
+import numpy as np
+model = keras.models.load_model(sys.argv[1])
+x = np.load(sys.argv[2])
+print(json.dumps(model.predict(x, verbose=0).tolist()))
+"""
+
+
+def test_loads_in_a_fresh_process(tmp_path):
+    model = quantize_aware(keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.ReLU()]), calibration=X)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", X[:3])
+    command = [sys.executable, "-c", _LOAD, str(tmp_path / "model.keras"), str(tmp_path / "x.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    received = np.array(json.loads(done.stdout.strip().splitlines()[-1]))
+    np.testing.assert_allclose(received, model.predict(X[:3], verbose=0), atol=1e-5)
+
+
+def test_strip_gives_the_trained_float_model(trained):
+    before = values(trained)
+    stripped = trained.strip()
+    assert type(stripped) is type(small())
+    assert [layer.name for layer in stripped.layers] == [layer.name for layer in small().layers]
+    for name in ("conv", "norm", "shift", "dense"):
+        for variable in stripped.get_layer(name).variables:
+            own = trained.get_layer(name).by_name[variable.name].numpy()
+            np.testing.assert_array_equal(variable.numpy(), own)
+    gap = np.abs(stripped.predict(X, verbose=0) - trained.predict(X, verbose=0)).max()
+    assert 0 < gap < 0.05
+    stripped.set_weights([w * 0 for w in stripped.get_weights()])
+    for a, b in zip(before, values(trained), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_strip_of_nested_and_separable():
+    inner = keras.Sequential([keras.Input((6, 6, 2)), layers.SeparableConv2D(4, 3, activation="relu6")], name="inner")
+    inputs = keras.Input((6, 6, 2))
+    source = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(inner(inputs))))
+    stripped = quantize_aware(source, calibration=X).strip()
+    np.testing.assert_allclose(stripped.predict(X, verbose=0), source.predict(X, verbose=0), atol=1e-6)
+    assert stripped.get_layer("inner") is not inner
+
+
+def test_report_says_how_each_layer_is_quantized():
+    report = {entry.layer: entry for entry in quantize_aware(small(), calibration=X).report}
+    assert report["conv"] == LayerReport("conv", "quantized", "kernel; its output is read only after what is fused with it")
+    assert report["norm"].reason == "folded into the kernel before it"
+    assert {name: entry.mode for name, entry in report.items()} == {
+        **dict.fromkeys(("conv", "norm", "relu", "pool", "dense"), "quantized"),
+        **dict.fromkeys(("square", "shift"), "output-only"),
+    }
+    assert "its weights get scales at export" in report["shift"].reason
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(5, 3, name="words")(ops.cast(inputs, "int32"))
+    x = layers.LSTM(3, name="memory")(x)
+    tokens = quantize_aware(keras.Model(inputs, layers.Dense(2)(x)), calibration=np.ones((8, 4)))
+    modes = {entry.layer: entry.mode for entry in tokens.report}
+    assert modes["memory"] == "calibration-only"
+    assert modes["cast"] == "float"
+
+
+def test_multi_input_multi_output_by_name():
+    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((2,), name="b")}
+    joined = layers.Concatenate()([inputs["a"], inputs["b"]])
+    source = keras.Model(inputs, {"left": layers.Dense(1, name="left")(joined), "right": layers.Dense(2, name="right")(joined)})
+    x = {"a": RANDOM.normal(size=(16, 3)).astype("float32"), "b": RANDOM.normal(size=(16, 2)).astype("float32")}
+    model = quantize_aware(source, calibration=x)
+    wanted, received = source.predict(x, verbose=0), model.predict(x, verbose=0)
+    for name in ("left", "right"):
+        np.testing.assert_allclose(received[name], wanted[name], atol=0.05)
+    model.compile("sgd", {"left": "mse", "right": "mae"})
+    model.fit(x, {"left": np.zeros((16, 1)), "right": np.zeros((16, 2))}, verbose=0)
+    assert list(model.__tflite_source__()["inputs"]) == ["a", "b"]
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+def test_bad_models_are_refused():
+    with pytest.raises(ValueError, match="`engine` must be one of 'tfmot'; got 'native'"):
+        quantize_aware(small(), engine="native")
+    with pytest.raises(TypeError, match=r"received Subclassed.*functional API"):
+        quantize_aware(Subclassed())
+    with pytest.raises(ValueError, match="not built"):
+        quantize_aware(keras.Sequential([layers.Dense(2)]))
+    half = keras.Sequential([keras.Input((3,)), layers.Dense(2, dtype="mixed_float16", name="half")])
+    with pytest.raises(ValueError, match="'half' has the dtype policy 'mixed_float16'"):
+        quantize_aware(half)
+    masked = keras.Sequential([keras.Input((3, 2)), layers.Masking(name="mask"), layers.Dense(2)])
+    with pytest.raises(ValueError, match="'mask' produces a Keras mask"):
+        quantize_aware(masked)
+
+
+def test_missing_or_wrong_tf_keras_is_explained(monkeypatch):
+    installed = {"tensorflow": "2.21.0", "tf_keras": None, "tensorflow-model-optimization": "0.8.1"}
+    monkeypatch.setattr(backend, "_installed", installed.get)
+    with pytest.raises(ImportError, match=r"pip install 'tf_keras==2.21.\*'"):
+        backend._check_versions()
+    installed["tf_keras"] = "2.20.1"
+    with pytest.raises(ImportError, match=r"tf_keras 2.20.1 does not fit TensorFlow 2.21.0: pip install"):
+        backend._check_versions()
+    installed |= {"tf_keras": "2.21.0", "tensorflow-model-optimization": None}
+    with pytest.raises(ImportError, match="pip install tensorflow-model-optimization"):
+        backend._check_versions()
+
+
+_KERAS_AFTER = """
+import os, sys
+before = sys.argv[1] if len(sys.argv) > 1 else None
+if before == "tfmot first":
+    import tensorflow_model_optimization
+elif before:
+    os.environ["TF_USE_LEGACY_KERAS"] = before
+expected = os.environ.get("TF_USE_LEGACY_KERAS")
+import keras, numpy as np
+from kdopt.quantization import quantize_aware
+x = np.random.rand(16, 3).astype("float32")
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+quantize_aware(model, calibration=x).predict(x, verbose=0)
+assert os.environ.get("TF_USE_LEGACY_KERAS") == expected, os.environ.get("TF_USE_LEGACY_KERAS")
+import tensorflow as tf
+if before is None:
+    assert getattr(tf, "keras").Model is keras.Model
+model.compile("sgd", "mse")
+model.fit(x, np.zeros((16, 2)), verbose=0)
+content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+assert b"TFL3" in content[:16]
+"""
+
+
+@pytest.mark.parametrize("before", [None, "tfmot first"])
+def test_keras_3_works_on_in_the_process(before):
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    command = [sys.executable, "-c", _KERAS_AFTER, *([before] if before else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,104 @@
+"""Models that cannot become a correct file: the error names the layer and the way out."""
+
+import keras
+import numpy as np
+import pytest
+
+import tflite_export
+from tflite_export import contract, precisions, sources
+from tflite_export.errors import ConversionError
+from tflite_export.inspect import layer_of
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable("tests")
+class Cholesky(layers.Layer):
+    def call(self, inputs):
+        return keras.ops.cholesky(inputs)
+
+
+def _lstm(**options):
+    return keras.Sequential([keras.Input((6, 4)), layers.LSTM(5, name="memory", **options), layers.Dense(3)])
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return np.random.default_rng(0).normal(size=(30, 6, 4)).astype("float32")
+
+
+def test_flex_operation_names_the_nested_layer():
+    matrix = keras.Input((3, 3))
+    inner = keras.Model(matrix, Cholesky(name="factor")(matrix), name="inner")
+    outer = keras.Input((3, 3))
+    model = keras.Model(outer, layers.Dense(2, name="head")(inner(outer)))
+    with pytest.raises(ConversionError, match=r"layer 'inner/factor' \(Cholesky\).*\n.*tf.Cholesky.*Flex") as caught:
+        tflite_export.convert(model, "float32", np.stack([np.eye(3)] * 3))
+    assert "head" not in str(caught.value)
+
+
+def test_recurrent_layer(sequences):
+    model = _lstm()
+    file = tflite_export.convert(model, "float32")
+    np.testing.assert_allclose(file.predict(sequences), model.predict(sequences, verbose=0), atol=1e-5)
+    with pytest.raises(ConversionError, match=r"layer 'memory' \(TensorListReserve\)(.|\n)*static batch"):
+        tflite_export.convert(model, "float32", batch=None)
+    with pytest.raises(ConversionError, match=r"layer 'memory' is a loop(.|\n)*unroll=True"):
+        tflite_export.convert(model, "int8", sequences)
+
+
+@pytest.mark.slow
+def test_unrolled_recurrent_layer_becomes_int8(sequences):
+    model = _lstm(unroll=True)
+    assert tflite_export.verify(model, tflite_export.convert(model, "int8", sequences), sequences).passed
+
+
+def test_mixed_precision_names_the_way_out():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="half", dtype="mixed_float16")])
+    with pytest.raises(ConversionError, match=r"layer 'half' \(MatMul(.|\n)*mixed_float16(.|\n)*set_weights"):
+        tflite_export.convert(model, "float32")
+
+
+def test_nan_weights_are_found():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="bad")])
+    model.layers[-1].bias.assign([0, 1, np.nan, 2])
+    with pytest.raises(ConversionError, match="output 'bad': the source itself gives NaN"):
+        tflite_export.convert(model, "float32")
+
+
+def test_a_file_with_other_weights_breaks_the_contract(dense):
+    other = keras.models.clone_model(dense)
+    file = tflite_export.convert(dense, "float32")
+    source, rule = sources.resolve(other), precisions.get("float32")
+    sample = {"x": np.ones((4, 12), "float32")}
+    contract.check(file, sources.resolve(dense), rule, sample)
+    with pytest.raises(ConversionError, match="output 'd': the file is another function than its source: rmse"):
+        contract.check(file, source, rule, sample)
+    with pytest.raises(ConversionError, match=r"stayed float in the int8 file: \('d \(FULLY_CONNECTED\)',\)"):
+        contract.check(file, sources.resolve(dense), precisions.get("int8"), sample)
+
+
+def test_failure_leaves_nothing_behind(tmp_path, monkeypatch, sequences):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ConversionError):
+        tflite_export.convert(_lstm(), "float32", batch=None)
+    tflite_export.convert(_lstm(), "float32")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "numbered", "layer"),
+    [
+        ("functional_1/conv_1/Relu", True, "conv"),
+        ("functional_1/block_1/conv_1_1/Relu@__inference_f_12", True, "block/conv_1"),
+        ("functional_1/stem_1/add;functional_1/conv_3/convolution", True, "conv"),
+        ("model/conv_1/Relu", False, "conv_1"),
+        ("StatefulPartitionedCall:0", True, ""),
+    ],
+)
+def test_layer_of_a_scope(path, numbered, layer):
+    assert layer_of(path, {"conv", "conv_1", "block"}, scopes_numbered=numbered) == layer
+
+
+def test_layer_of_a_scope_without_known_layers():
+    assert layer_of("hidden/inner/MatMul") == "hidden/inner"

@@ -1,0 +1,240 @@
+"""From a source to a checked `TFLiteModel`."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tflite_export import calibration, contract, flatbuffer, inspect, precisions
+from tflite_export.errors import ConversionError
+from tflite_export.explain import conversion_error
+from tflite_export.model import TFLiteModel
+from tflite_export.precisions import Precision
+from tflite_export.protocol import Source
+from tflite_export.silence import silenced
+from tflite_export.sources import resolve
+
+Arrays = Mapping[str, np.ndarray]
+_LOOPS = {"While", "StatelessWhile", "If", "StatelessIf"}
+
+
+def convert(
+    source: Any,
+    precision: str,
+    representative_data: Any = None,
+    *,
+    batch: int | None = 1,
+    max_samples: int = 512,
+    verbose: bool = False,
+) -> TFLiteModel:
+    """Converts a model to a `.tflite` file, and returns it only if it is right.
+
+    Every file is loaded, allocated and run on ai_edge_litert; it has builtin operations only, the source's inputs and
+    outputs by name and in order, and outputs close to the source's on a few samples (of `representative_data`, else
+    seeded random numbers).
+
+    | precision | what it is |
+    |---|---|
+    | `"float32"` | the reference |
+    | `"float16"` | weights float16: half the size |
+    | `"dynamic"` | weights int8, activations quantized at run time |
+    | `"int8"` | everything int8, inputs and outputs too |
+    | `"int8_float_io"` | everything int8 but inputs and outputs |
+
+    Args:
+        source: Keras 3 model (Functional, Sequential, or subclassed and called once), tf_keras model, path of a
+            `.keras` file or of a SavedModel folder, or an object with `__tflite_source__()`. A QAT source keeps the
+            ranges it was trained with; only tensors without a range are calibrated (`TFLiteModel.calibrated`).
+        precision: String, see the table.
+        representative_data: Inputs as in use (100-500 samples), from which int8 learns the ranges of a float source:
+            array (n, ...), dict input name -> array, list with one array for each input, `tf.data.Dataset`, generator
+            or function that gives batches x or (x, y). For the other precisions it is optional and only used to check
+            the file.
+        batch: Integer >= 1, samples of one run; or None for any number, which costs extra operations, and is refused
+            by some runtimes. Defaults to `1`.
+        max_samples: Integer >= 1, no more samples than this are used: evenly spaced ones of arrays, the first of
+            batches. Defaults to `512`.
+        verbose: Let the converter talk. Defaults to `False`.
+
+    Returns: a `TFLiteModel`.
+    Raises: TypeError, ValueError, FileNotFoundError for bad arguments, before anything is converted; RuntimeError for
+        Keras on another backend than TensorFlow; ConversionError, with the layer, if the source cannot become such a
+        file.
+
+    Example:
+    ```
+    file = tflite_export.convert(model, "int8", x_train[:500])
+    file.save("model.tflite")
+    ```
+    """
+    rule = precisions.get(precision)
+    _check_integer("batch", batch, optional=True)
+    _check_integer("max_samples", max_samples)
+    with silenced(verbose):
+        resolved = resolve(source)
+    _check_batch(resolved, batch)
+    data = None
+    if representative_data is not None:
+        data = calibration.read(resolved.inputs, representative_data, limit=max_samples)
+    with silenced(verbose):
+        function = _traced(resolved, batch)
+    kinds = _operations(function)
+    ranged = resolved.has_ranges or any(kind.startswith("FakeQuantWithMinMax") for kind in kinds)
+    _check_ranges(resolved, rule, ranged, data)
+    with tempfile.TemporaryDirectory(prefix="tflite_export_") as folder:
+        with silenced(verbose):
+            _save(resolved, function, folder)
+        run = _converter(resolved, rule, folder, batch, verbose)
+        if rule.integer and kinds & _LOOPS:
+            _refuse_loops(resolved, rule, _converter(resolved, precisions.get("float32"), folder, batch, verbose)(None))
+        content, calibrated = _lower(resolved, rule, run, data, ranged)
+    sample = _sample(resolved, data, batch)
+    with silenced(verbose):
+        model = TFLiteModel.from_content(content, precision, calibrated)
+        contract.check(model, resolved, rule, sample)
+    return model
+
+
+def _traced(source: Source, batch: int | None) -> Any:
+    """The source as a concrete function."""
+    import tensorflow as tf
+
+    specs = [
+        tf.TensorSpec((batch if source.fixed_batch is None else source.fixed_batch, *spec.shape[1:]), spec.dtype, name)
+        for name, spec in source.inputs.items()
+    ]
+    try:
+        return tf.function(source.call, input_signature=specs, autograph=False).get_concrete_function()
+    except Exception as error:
+        raise ConversionError(f"{source.label} cannot be traced into a TensorFlow graph: {error}") from error
+
+
+def _operations(function: Any) -> set[str]:
+    """Kinds of TensorFlow operations in a concrete function, inner functions included."""
+    graph = function.graph.as_graph_def()
+    return {node.op for node in graph.node} | {node.op for f in graph.library.function for node in f.node_def}
+
+
+def _save(source: Source, function: Any, folder: str) -> None:
+    """Writes a SavedModel: `from_concrete_functions` silently drops the weights of a Keras 3 model."""
+    import tensorflow as tf
+
+    holder = tf.Module()
+    # The variables alone: saving a tf_keras model itself would trace every layer of it again.
+    holder.tracked = [*_variables(source.module), *function.graph.variables]
+    if not hasattr(source.module, "variables"):
+        holder.module = source.module
+    tf.saved_model.save(holder, folder, signatures={"serving_default": function})
+
+
+def _variables(module: Any) -> list[Any]:
+    """The tf.Variables of a module; those of Keras 3 hold one."""
+    import tensorflow as tf
+
+    held = [getattr(variable, "value", variable) for variable in getattr(module, "variables", ())]
+    return [variable for variable in held if isinstance(variable, tf.Variable)]
+
+
+def _lower(
+    source: Source, rule: Precision, run: Callable[[Arrays | None], bytes], data: Arrays | None, ranged: bool
+) -> tuple[bytes, tuple[str, ...]]:
+    """The file, and the layers whose ranges were calibrated though the source was trained with ranges."""
+    if not (rule.integer and ranged):
+        return run(data if rule.integer else None), ()
+    content = run(None)
+    left = contract.float_layers(content, source)
+    if not left:
+        return content, ()
+    if data is None and source.calibration is not None:
+        data = calibration.read(source.inputs, source.calibration, what="calibration of the source")
+    if data is None:
+        raise ConversionError(
+            f"{source.label} has no range for: {', '.join(left)}. They would stay float in the {rule.name} file. Pass "
+            "`representative_data`, from which only these ranges are taken, or train them."
+        )
+    return run(data), left
+
+
+def _refuse_loops(source: Source, rule: Precision, content: bytes) -> None:
+    """TensorFlow's calibrator ends the whole process (segmentation fault) on a file with a loop."""
+    found = inspect.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
+    loops = dict.fromkeys(op.layer or op.outputs[0].name for op in found if op.name in ("WHILE", "IF"))
+    if loops:
+        raise ConversionError(
+            f"{source.label} does not convert to {rule.name}: layer {', '.join(map(repr, loops))} is a loop, which the "
+            "converter cannot calibrate. Rebuild a recurrent layer with `unroll=True` and copy the weights, or choose "
+            "'dynamic' or 'float16'."
+        )
+
+
+def _converter(
+    source: Source, rule: Precision, folder: str, batch: int | None, verbose: bool
+) -> Callable[[Arrays | None], bytes]:
+    """Callable(samples or None) -> file."""
+
+    def run(samples: Arrays | None) -> bytes:
+        size = source.fixed_batch or batch or 1
+        representative = None if samples is None else lambda: calibration.groups(samples, size)
+        return _run_converter(source, rule, folder, representative, batch, verbose)
+
+    return run
+
+
+def _run_converter(
+    source: Source,
+    rule: Precision,
+    folder: str,
+    representative: Callable[[], Iterator[Arrays]] | None,
+    batch: int | None,
+    verbose: bool,
+) -> bytes:
+    failure: Exception | None = None
+    with silenced(verbose) as said:
+        import tensorflow as tf
+
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        rule.configure(converter, representative)
+        try:
+            content = flatbuffer.order(converter.convert(), list(source.inputs), list(source.outputs))
+        except Exception as error:  # ConverterError is a plain Exception
+            failure = error
+    if failure is not None:
+        raise conversion_error(failure, source, rule.name, batch, said.text) from failure
+    return content
+
+
+def _sample(source: Source, data: Arrays | None, batch: int | None) -> Arrays:
+    if data is None and source.calibration is not None:
+        data = calibration.read(source.inputs, source.calibration, what="calibration of the source")
+    if data is None:
+        return calibration.random_sample(source.inputs, max(batch or 1, 4))
+    return {name: array[: contract.SAMPLES] for name, array in data.items()}
+
+
+def _check_integer(name: str, value: Any, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be an integer >= 1{' or None' if optional else ''}; got {value!r}.")
+
+
+def _check_batch(source: Source, batch: int | None) -> None:
+    fixed = source.fixed_batch
+    if fixed is not None and fixed != batch:
+        raise ValueError(f"{source.label} was built with batch size {fixed}: pass `batch={fixed}`; got {batch}.")
+
+
+def _check_ranges(source: Source, rule: Precision, ranged: bool, data: Arrays | None) -> None:
+    if ranged and not rule.integer:
+        raise ValueError(
+            f"{source.label} holds fake-quantization (QAT), so a {rule.name} file of it would be a float net with "
+            "rounding inside. Convert it to 'int8' or 'int8_float_io', or take the fake-quantization out first: "
+            "`model.strip()` for kdopt's models."
+        )
+    if rule.integer and not ranged and data is None:
+        raise ValueError(
+            f"{rule.name!r} needs `representative_data` for a float source: 100-500 samples as in use, e.g. "
+            f"convert(model, {rule.name!r}, x_train[:500]). Without data: 'dynamic' or 'float16', or train with "
+            "quantization (QAT)."
+        )

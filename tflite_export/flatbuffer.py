@@ -1,0 +1,83 @@
+"""Reads a `.tflite` file without TensorFlow, and puts its inputs and outputs in order."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_IDENTIFIER = b"TFL3"
+
+
+def read(content: bytes | bytearray, label: str = "The file") -> Any:
+    """The root `Model` of the flatbuffer schema, reading from `content` in place.
+
+    Raises: ValueError if the bytes are no `.tflite` file.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    if len(content) < 8 or bytes(content[4:8]) != _IDENTIFIER:
+        raise ValueError(f"{label} is not a .tflite file: {len(content)} bytes without the mark 'TFL3' at byte 4.")
+    try:
+        model = schema.Model.GetRootAs(content, 0)
+        subgraph = model.Subgraphs(0)
+        if subgraph is None or subgraph.TensorsLength() == 0:
+            raise ValueError("no tensors")
+    except Exception as error:
+        raise ValueError(f"{label} is a damaged .tflite file: {error}") from error
+    return model
+
+
+def order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """The same file with the inputs and outputs of its main graph in the order of these signature names.
+
+    The converter lists them in an order of its own, so that a reader by position (`get_input_details()[0]`) would get
+    the wrong one. Only the two index lists are permuted, in place; signatures refer to tensors by number and stay.
+
+    Args:
+        content: A `.tflite` file with one signature.
+        inputs: Signature names of all inputs, in the wanted order.
+        outputs: Signature names of all outputs, in the wanted order.
+
+    Raises: ValueError if the names are not those of the signature.
+    """
+    buffer = bytearray(content)
+    model = read(buffer)
+    signature, subgraph = model.SignatureDefs(0), model.Subgraphs(0)
+    tables = {
+        "inputs": (inputs, _names(signature.Inputs, signature.InputsLength()), subgraph.InputsAsNumpy()),
+        "outputs": (outputs, _names(signature.Outputs, signature.OutputsLength()), subgraph.OutputsAsNumpy()),
+    }
+    for what, (wanted, tensors, indices) in tables.items():
+        if set(wanted) != set(tensors):
+            raise ValueError(f"The file's {what} are {sorted(tensors)}; expected {list(wanted)}.")
+        permuted = np.array([tensors[name] for name in wanted], indices.dtype)
+        if sorted(permuted) != sorted(indices):
+            raise ValueError(f"The file's {what} and its signature disagree: tensors {indices} and {permuted}.")
+        indices[:] = permuted
+    return bytes(buffer)
+
+
+def operator_name(model: Any, operator: Any) -> tuple[str, bool]:
+    """Name of an operator, e.g. `"CONV_2D"`, and whether it is a custom (or Flex) one."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code = model.OperatorCodes(operator.OpcodeIndex())
+    if code.CustomCode() is not None:
+        return code.CustomCode().decode(), True
+    number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+    return names.get(number, f"BUILTIN_{number}"), False
+
+
+def dtype_name(number: int) -> str:
+    """NumPy's name of a tensor type, e.g. `"int8"`."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
+    return names.get(number, f"type{number}").lower()
+
+
+def _names(entry: Any, count: int) -> dict[str, int]:
+    """Signature name -> tensor number."""
+    entries = [entry(index) for index in range(count)]
+    return {item.Name().decode(): int(item.TensorIndex()) for item in entries}

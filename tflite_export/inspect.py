@@ -1,0 +1,173 @@
+"""What is inside a file: tensors with their grids, operators, and the Keras layer each comes from."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from tflite_export import flatbuffer
+
+_BORDER = ("QUANTIZE", "DEQUANTIZE")
+_INTEGERS = ("int4", "int8", "uint8", "int16")
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor of a file.
+
+    Attributes:
+        name: As the converter wrote it: a scope path, or several joined by `;`.
+        dtype: NumPy's name.
+        shape: As stored.
+        scales: One for the tensor, or one for each channel; empty if not quantized. value = scale * (q - zero_point).
+        zero_points: As many as scales.
+        axis: Channel axis of the scales.
+        data: Constant values in `dtype`, or None.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    axis: int
+    data: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class OpRecord:
+    """One operator of a file: name, whether custom, its tensors, and the path of the layer it comes from."""
+
+    name: str
+    custom: bool
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    layer: str
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it computes in floating point; quantizing and dequantizing is not computing."""
+        touched = (*(tensor for tensor in self.inputs if tensor.data is None), *self.outputs)
+        return self.name not in _BORDER and any(tensor.dtype in ("float32", "float16") for tensor in touched)
+
+
+def tensors(content: bytes, subgraph: int = 0) -> tuple[TensorRecord, ...]:
+    """All tensors of one graph of a `.tflite` file, by number."""
+    model = flatbuffer.read(content)
+    graph = model.Subgraphs(subgraph)
+    return tuple(_tensor(model, graph.Tensors(index)) for index in range(graph.TensorsLength()))
+
+
+def ops(content: bytes, layers: Collection[str] = (), *, scopes_numbered: bool = False) -> tuple[OpRecord, ...]:
+    """All operators of a `.tflite` file, those of inner graphs (loops) included.
+
+    Args:
+        content: The file.
+        layers: Names of the Keras layers of its source, to name the one an operator comes from.
+        scopes_numbered: As in `Source`.
+    """
+    model = flatbuffer.read(content)
+    found = []
+    for number in range(model.SubgraphsLength()):
+        graph, records = model.Subgraphs(number), tensors(content, number)
+        for index in range(graph.OperatorsLength()):
+            operator = graph.Operators(index)
+            name, custom = flatbuffer.operator_name(model, operator)
+            inputs = tuple(records[i] for i in _indices(operator.InputsAsNumpy()) if i >= 0)
+            outputs = tuple(records[i] for i in _indices(operator.OutputsAsNumpy()) if i >= 0)
+            layer = _origin(inputs, outputs, layers, scopes_numbered)
+            found.append(OpRecord(name, custom, inputs, outputs, layer))
+    return tuple(found)
+
+
+def precision_of(content: bytes) -> str:
+    """The precision a file from elsewhere has, by its tensors: a name of `tflite_export.precisions`."""
+    found = [op for op in ops(content) if op.name not in _BORDER]
+    if any(tensor.scales and tensor.dtype in _INTEGERS for op in found for tensor in op.outputs):
+        graph = flatbuffer.read(content).Subgraphs(0)
+        border = tensors(content)
+        numbers = [*_indices(graph.InputsAsNumpy()), *_indices(graph.OutputsAsNumpy())]
+        return "int8_float_io" if any(border[number].dtype == "float32" for number in numbers) else "int8"
+    constants = [tensor for op in ops(content) for tensor in op.inputs if tensor.data is not None]
+    if any(tensor.scales and tensor.dtype in _INTEGERS for tensor in constants):
+        return "dynamic"
+    return "float16" if any(tensor.dtype == "float16" for tensor in constants) else "float32"
+
+
+def output_steps(content: bytes) -> tuple[float, ...]:
+    """Step of each output of the main graph, in the unit of the output: 0 where it was never quantized."""
+    graph, records = flatbuffer.read(content).Subgraphs(0), tensors(content)
+    restored = {op.outputs[0].name: op.inputs[0] for op in ops(content) if op.name == "DEQUANTIZE"}
+    outputs = [records[number] for number in _indices(graph.OutputsAsNumpy())]
+    return tuple(max(restored.get(tensor.name, tensor).scales, default=0.0) for tensor in outputs)
+
+
+def layer_of(path: str, layers: Collection[str] = (), *, scopes_numbered: bool = False) -> str:
+    """The Keras layer behind a scope path, as `outer/inner` for a nested model.
+
+    Args:
+        path: E.g. `"functional_1/block_1/conv_1/Relu"`, or several joined by `;` (the last one that names a layer).
+        layers: Names of the layers.
+        scopes_numbered: Whether scopes carry a call number after the layer name (`conv_1` is a call of `conv`).
+
+    Returns: the layers' names joined by `/`; the path without its last part if no layer is known; `""` if there are
+        layers but none is in the path.
+    """
+    for single in reversed(path.split(";")):
+        parts = single.split("@")[0].split("/")
+        if not layers:
+            return "/".join(parts[:-1]) or parts[0]
+        known = [name for part in parts if (name := _known(part, layers, scopes_numbered))]
+        if known:
+            return "/".join(known)
+    return ""
+
+
+def _known(part: str, layers: Collection[str], numbered: bool) -> str | None:
+    bare = re.sub(r"_\d+$", "", part)
+    for candidate in (bare, part) if numbered else (part, bare):
+        if candidate in layers:
+            return candidate
+    return None
+
+
+def _origin(
+    inputs: tuple[TensorRecord, ...], outputs: tuple[TensorRecord, ...], layers: Collection[str], numbered: bool
+) -> str:
+    constants = [tensor for tensor in inputs if tensor.data is not None]
+    for tensor in (*outputs, *constants):
+        layer = layer_of(tensor.name, layers, scopes_numbered=numbered)
+        if layer:
+            return layer
+    return ""
+
+
+def _tensor(model: object, tensor: object) -> TensorRecord:
+    quantization = tensor.Quantization()  # type: ignore[attr-defined]
+    scales = quantization.ScaleAsNumpy() if quantization is not None and quantization.ScaleLength() else []
+    zeros = quantization.ZeroPointAsNumpy() if quantization is not None and quantization.ZeroPointLength() else []
+    dtype = flatbuffer.dtype_name(tensor.Type())  # type: ignore[attr-defined]
+    shape = tuple(int(size) for size in _indices(tensor.ShapeAsNumpy()))  # type: ignore[attr-defined]
+    buffer = model.Buffers(tensor.Buffer())  # type: ignore[attr-defined]
+    data = None
+    if buffer is not None and buffer.DataLength():
+        raw = buffer.DataAsNumpy()
+        try:
+            data = raw.view(dtype).reshape(shape)
+        except (TypeError, ValueError):  # strings, packed int4, sparse
+            data = raw
+    return TensorRecord(
+        name=tensor.Name().decode(),  # type: ignore[attr-defined]
+        dtype=dtype,
+        shape=shape,
+        scales=tuple(float(value) for value in scales),
+        zero_points=tuple(int(value) for value in zeros),
+        axis=int(quantization.QuantizedDimension()) if quantization is not None else 0,
+        data=data,
+    )
+
+
+def _indices(values: object) -> list[int]:
+    """`AsNumpy` of the generated schema gives 0 for an absent list."""
+    return [] if isinstance(values, int) else [int(value) for value in values]  # type: ignore[attr-defined]
