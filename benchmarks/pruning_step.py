@@ -57,7 +57,7 @@ def main_keras():
         """Keeps the masks from one `fit` to the next, as inside one long `fit`."""
 
         def on_train_begin(self, logs=None):
-            if self._live is None:
+            if self._run is None:
                 super().on_train_begin(logs)
 
         def _finish(self):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from kdopt import __version__
 
+DATASETS = ("digits", "fashion_mnist")  # as in kdopt.pipeline.datasets, which would load Keras
+
 _EXAMPLES = """examples:
   kdopt demo --output out
   kdopt demo --output out --dataset fashion_mnist --seed 1
@@ -45,9 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="teacher -> sparse distilled student -> int8 .tflite, with a report")
     demo.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where files and report go")
-    demo.add_argument(
-        "--dataset", default="digits", choices=("digits", "fashion_mnist"), help="default digits (needs no download)"
-    )
+    demo.add_argument("--dataset", default="digits", choices=DATASETS, help="default digits (needs no download)")
     demo.add_argument("--seed", type=int, default=0, help="integer >= 0 (default 0)")
     demo.add_argument("--quick", action="store_true", help="very few epochs: to try it, not for its numbers")
     demo.set_defaults(run=_demo)

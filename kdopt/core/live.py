@@ -16,7 +16,6 @@ import numpy as np
 from keras import ops
 
 Tensor = Any
-_SLOTS = ("constraint", "regularizer")
 
 
 class _Chain:
@@ -46,7 +45,7 @@ class _RegularizerChain(_Chain):
         return sum(function(value) for function in [*functions, *(function for _, function in self.parts)])
 
 
-_CHAINS = {"constraint": _ConstraintChain, "regularizer": _RegularizerChain}
+_CHAINS: dict[str, type[_Chain]] = {"constraint": _ConstraintChain, "regularizer": _RegularizerChain}
 
 
 class Live:
@@ -226,6 +225,12 @@ class _ApplyChain:
             present = context.all_reduce(tf.distribute.ReduceOp.SUM, present)
         summed = iter(present)
         return [None if g is None else next(summed) for g in grads]
+
+
+def users_own(variable: keras.Variable) -> dict[str, Callable[[Tensor], Tensor] | None]:
+    """The user's `constraint` and `regularizer` of a Variable, without anything of ours."""
+    slots = {slot: getattr(variable, slot, None) for slot in _CHAINS}
+    return {slot: value.user if isinstance(value, _Chain) else value for slot, value in slots.items()}
 
 
 def updates(optimizer: keras.optimizers.Optimizer) -> int:

@@ -43,7 +43,7 @@ class Sidecar:
     def write(self, entry: Entry) -> None:
         """Writes an entry, atomically; one bit per weight."""
         buffer = io.BytesIO()
-        arrays = {f"mask_{i}": np.packbits(mask) for i, mask in enumerate(entry.masks)}
+        arrays: dict[str, Any] = {f"mask_{i}": np.packbits(mask) for i, mask in enumerate(entry.masks)}
         shapes = [list(mask.shape) for mask in entry.masks]
         header = json.dumps({"meta": entry.meta, "shapes": shapes}).encode()
         np.savez(buffer, header=np.frombuffer(header, np.uint8), **arrays)

@@ -34,4 +34,4 @@ class Criterion(ABC):
         return cls(**config)
 
 
-CRITERIA: Registry[Criterion] = Registry("criterion", Criterion)
+CRITERIA: Registry[Criterion] = Registry("criterion", Criterion)  # type: ignore[type-abstract]

@@ -86,11 +86,11 @@ RECIPES = {
         sparsity=0.6,
     ),
     "fashion_mnist": Recipe(
-        teacher=network("teacher", (32, 64, 128), units=128, dropout=0.3),
+        teacher=network("teacher", (24, 48, 96), units=128, dropout=0.25),
         student=network("student", (12, 24, 48), units=48),
         batch_size=128,
         teacher_epochs=8,
-        student_epochs=12,
+        student_epochs=10,
         quantized_epochs=2,
         learning_rate=3e-3,
         quantized_learning_rate=3e-4,

@@ -80,7 +80,8 @@ def _compile(model: keras.Model, data: Dataset, recipe: Recipe, peak: float, epo
         initial_learning_rate=peak / 20, warmup_target=peak, warmup_steps=warmup, decay_steps=total - warmup
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    # XLA halves the speed of convolutions on a CPU and costs seconds to compile.
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=False)
 
 
 def _fit(

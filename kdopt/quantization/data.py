@@ -24,13 +24,14 @@ def calibration_batches(data: Any, inputs: Sequence[InputSpec]) -> list[list[np.
     """Batches of calibration data, checked.
 
     Args:
-        data: One array of samples (a model with one input); a dict from input name to array; a list with one array an input,
-            or for one input a list of samples or batches; a `tf.data.Dataset` or another iterable of batches, where a tuple
-            is read as `(inputs, targets, ...)`. Of an iterable the first 128 batches are taken.
+        data: One array of samples (a model with one input); a dict from input name to array; a list with one array
+            an input, or for one input a list of samples or batches; a `tf.data.Dataset` or another iterable of
+            batches, where a tuple is read as `(inputs, targets, ...)`. Of an iterable the first 128 batches are taken.
         inputs: The model's inputs.
 
     Returns: A non-empty list of batches; a batch is one array an input, samples first.
-    Raises: TypeError for another kind of data; ValueError for empty data, a wrong name, shape or dtype, NaN or infinity.
+    Raises: TypeError for another kind of data; ValueError for empty data, a wrong name, shape or dtype, NaN or
+        infinity.
     """
     batches = [_checked(batch, inputs) for batch in _split(data, inputs)]
     if not batches or not len(batches[0][0]):
@@ -58,7 +59,8 @@ def _split(data: Any, inputs: Sequence[InputSpec]) -> Iterator[list[Any]]:
         unknown = sorted(set(data) - {entry.name for entry in inputs})
         if missing or unknown:
             raise ValueError(
-                f"`calibration` must have the keys {[entry.name for entry in inputs]}; missing {missing}, unknown {unknown}."
+                f"`calibration` must have the keys {[entry.name for entry in inputs]}; missing "
+                f"{missing}, unknown {unknown}."
             )
         yield from _slices([data[entry.name] for entry in inputs])
     elif hasattr(data, "__array__"):

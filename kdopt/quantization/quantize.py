@@ -11,25 +11,25 @@ ENGINES = ("tfmot",)
 def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -> Any:
     """Returns a copy of `model` that trains with the rounding of its int8 `.tflite`.
 
-    Fine-tune the result for a few epochs with a small learning rate, then export it with precision `"int8"`; or take the
-    float weights back with `strip()`. Each rounded tensor `x` with the range [min, max] becomes
+    Fine-tune the result for a few epochs with a small learning rate, then export it with precision `"int8"`; or take
+    the float weights back with `strip()`. Each rounded tensor `x` with the range [min, max] becomes
 
         round((x - min) / s) * s + min,   s = (max - min) / 255
 
     and gradients pass where `x` lies in the range.
 
     Args:
-        model: Keras 3 Sequential or Functional model in float32, built; trained before, best without quantization. Nested models
-            are inlined, shared layers stay shared. It is left as it is.
+        model: Keras 3 Sequential or Functional model in float32, built; trained before, best without quantization.
+            Nested models are inlined, shared layers stay shared. It is left as it is.
         engine: `"tfmot"`: TensorFlow Model Optimization's 8-bit scheme. Defaults to `"tfmot"`.
-        calibration: Real inputs (a few hundred samples) that set the ranges before training: an array, a dict by input name, a
-            list with one array an input, a `tf.data.Dataset` or an iterable of batches. Defaults to `None`: the first data `fit`
-            gets; until then the model does not predict.
+        calibration: Real inputs (a few hundred samples) that set the ranges before training: an array, a dict by
+            input name, a list with one array an input, a `tf.data.Dataset` or an iterable of batches. Defaults to
+            `None`: the first data `fit` gets; until then the model does not predict.
 
     Returns: A `keras.Model` with `report`, `strip()`, `calibrate(data)`; `compile`, `fit`, `save` are Keras's own.
-    Raises: TypeError for a subclassed model; ValueError for an unknown engine, a model that is not float32 or bad calibration
-        data; RuntimeError naming the layer if the rebuilt model is not equal; ImportError with the pip line if tf_keras or tfmot
-        is missing or does not fit.
+    Raises: TypeError for a subclassed model; ValueError for an unknown engine, a model that is not float32 or bad
+        calibration data; RuntimeError naming the layer if the rebuilt model is not equal; ImportError with the pip
+        line if tf_keras or tfmot is missing or does not fit.
 
     Example:
     ```
@@ -40,8 +40,8 @@ def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -
         print(entry.layer, entry.mode, entry.reason)
     ```
 
-    Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
-        2018, equation 12.
+    Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference", CVPR 2018, equation 12.
     """
     check_one_of("engine", engine, ENGINES)
     return QuantizedModel(model, calibration)

@@ -12,9 +12,9 @@ class LayerReport:
 
     Args:
         layer: String, name of the layer in the source model (`outer.inner` inside a nested model).
-        mode: `"quantized"`: everything int8 in the file saw its rounding in training. `"output-only"`: the output did, what is
-            inside (weights, intermediate tensors) gets its scale at export. `"calibration-only"`: nothing did, all scales
-            come from the calibration sample at export. `"float"`: not quantized at all.
+        mode: `"quantized"`: everything int8 in the file saw its rounding in training. `"output-only"`: the output
+            did, what is inside (weights, intermediate tensors) gets its scale at export. `"calibration-only"`:
+            nothing did, all scales come from the calibration sample at export. `"float"`: not quantized at all.
         reason: String, why.
     """
 

@@ -26,7 +26,7 @@ p { margin: 0 0 12px; }
 .note { font-size: 0.88rem; margin: 10px 0 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px; margin: 26px 0 8px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
-.card b { display: block; font-size: 1.5rem; white-space: nowrap; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.card b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 0.88rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
@@ -96,7 +96,7 @@ def _cards(report: Report) -> str:
             f"{gain.points:+.2f} points",
             f"accuracy {100 * base.accuracy:.2f} to {100 * best.accuracy:.2f} %",
         ),
-        (f"{ratio_text(gain.macs)} fewer MACs", f"{100 * best.sparsity:.0f} % of its parameters are zero"),
+        (f"{ratio_text(gain.macs)} fewer MACs", f"{100 * best.sparsity:.0f} % of parameters zero"),
     )
     inner = "".join(f'<div class="card"><b>{big}</b><span>{small}</span></div>' for big, small in cards)
     return f'<div class="cards">{inner}</div>'

@@ -91,9 +91,9 @@ def accuracy_svg(report: Report) -> str:
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel("size of the file")
         axes.set_ylabel("test accuracy, %")
-        figure.legend(loc="outside upper left", ncols=2, fontsize=10, handletextpad=0.2, columnspacing=1.2)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9, handletextpad=0.2, columnspacing=1.2)
 
-    return _svg(draw, "accuracy", height=4.2)
+    return _svg(draw, "accuracy", height=3.9)
 
 
 def latency_svg(report: Report) -> str:
@@ -110,14 +110,14 @@ def latency_svg(report: Report) -> str:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("one inference, ms (median)")
 
-    return _svg(draw, "latency", height=4.2)
+    return _svg(draw, "latency", height=3.9)
 
 
 def _colors(report: Report) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(len(report.variants))]
 
 
-def _svg(draw: Callable[[Any], None], name: str, height: float, width: float = 7) -> str:
+def _svg(draw: Callable[[Any], None], name: str, height: float, width: float = 6) -> str:
     """Draws on a figure of its own, `width` by `height` inches; the user's matplotlib settings stay as they are."""
     matplotlib = require("matplotlib", extra="report")
     figure_type = require("matplotlib.figure", extra="report").Figure

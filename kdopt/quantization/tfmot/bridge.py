@@ -1,7 +1,8 @@
 """Rebuilds a Keras 3 model in tf_keras with equal weights, and proves it.
 
-`Blueprint.of(model)` translates; `emit` builds a tf_keras Functional net from it, as it is or with hooks that wrap layers and
-tensors (how fake quantization gets in); `check_equal` compares outputs and names the first layer that differs.
+`Blueprint.of(model)` translates; `emit` builds a tf_keras Functional net from it, as it is or with hooks that wrap
+layers and tensors (how fake quantization gets in); `check_equal` compares outputs and names the first layer that
+differs.
 """
 
 import re
@@ -85,7 +86,9 @@ def emit(
         elif step.kind == "Opaque":
             opaque.check_same_template(layer, step)
         results = layer(arguments[0] if len(arguments) == 1 else arguments)
-        for index, tensor in zip(step.outputs, results if isinstance(results, (list, tuple)) else [results], strict=True):
+        for index, tensor in zip(
+            step.outputs, results if isinstance(results, (list, tuple)) else [results], strict=True
+        ):
             tensors[index] = wrap_tensor(index, tensor)
     outputs = [tensors[i] for i in (*blueprint.trace.outputs, *extra_outputs)]
     return Net(tf_keras.Model(inputs, outputs), variables, layers)
@@ -143,7 +146,9 @@ def check_equal(model: Any, blueprint: Blueprint, data: list[np.ndarray] | None 
     data = data or probe(blueprint)
     numbers, names = _single_call_outputs(blueprint)
     graph = functional_of(model)
-    wanted = _run_source(keras.Model(graph.inputs, [*graph.outputs, *(_tensor_of(graph, name) for name in names)]), data)
+    wanted = _run_source(
+        keras.Model(graph.inputs, [*graph.outputs, *(_tensor_of(graph, name) for name in names)]), data
+    )
     received = _run(emit(blueprint, extra_outputs=tuple(numbers)).model, data)
     places = [*names, *("model output" for _ in graph.outputs)]
     count = len(graph.outputs)
@@ -155,8 +160,10 @@ def check_equal(model: Any, blueprint: Blueprint, data: list[np.ndarray] | None 
 def _difference(where: str, a: np.ndarray, b: np.ndarray) -> str:
     gap = float(np.max(np.abs(a - b))) if a.shape == b.shape else float("nan")
     return (
-        f"The tf_keras copy of the model is not equal to it: {where!r} differs first (shapes {a.shape} and {b.shape}, largest "
-        f"difference {gap:.3g}). Way out: replace that layer, or wrap it in a layer of your own, which is taken over as it is."
+        f"The tf_keras copy of the model is not equal to it: {where!r} differs first (shapes "
+        f"{a.shape} and {b.shape}, largest "
+        f"difference {gap:.3g}). Way out: replace that layer, or wrap it in a layer of your own, "
+        f"which is taken over as it is."
     )
 
 
@@ -198,6 +205,7 @@ def _check_untied(steps: list[Step]) -> None:
             owner = owners.setdefault(id(weight.source), weight.key)
             if owner != weight.key:
                 raise ValueError(
-                    f"Variable {weight.key!r} is the same as {owner!r}: two layers share one variable, which quantize_aware "
+                    f"Variable {weight.key!r} is the same as {owner!r}: two layers share one "
+                    f"variable, which quantize_aware "
                     "cannot rebuild. Way out: call one layer twice instead, or put both into one custom layer."
                 )

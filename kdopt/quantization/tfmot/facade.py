@@ -1,7 +1,7 @@
 """A Keras 3 model that trains a fake-quantized tf_keras net.
 
-Its Variables are the net's tf.Variables and its `call` runs the net; so optimizers, callbacks, masks, checkpoints and distillers
-see an ordinary Keras 3 model, and nothing is translated in either direction.
+Its Variables are the net's tf.Variables and its `call` runs the net; so optimizers, callbacks, masks, checkpoints
+and distillers see an ordinary Keras 3 model, and nothing is translated in either direction.
 """
 
 from pathlib import Path
@@ -35,8 +35,8 @@ class _Hidden:
 class QuantizedModel(keras.Model):
     """Quantization-aware training of a Keras 3 model on tfmot's 8-bit scheme.
 
-    Made by `kdopt.quantization.quantize_aware`. `model.layers` are named as in the source and hold its variables plus the
-    ranges (`*_min`, `*_max`). Ranges follow the data in training and are fixed in inference.
+    Made by `kdopt.quantization.quantize_aware`. `model.layers` are named as in the source and hold its variables
+    plus the ranges (`*_min`, `*_max`). Ranges follow the data in training and are fixed in inference.
 
     Args:
         source: Keras 3 Sequential or Functional model; left as it is.
@@ -134,7 +134,8 @@ class QuantizedModel(keras.Model):
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; a model without calibration first calibrates on the first batches of `x`.
 
-        Data that cannot be read twice (a generator) is left alone: the ranges then learn from the first training batches.
+        Data that cannot be read twice (a generator) is left alone: the ranges then learn from the first training
+        batches.
         """
         if not self.calibrated:
             first = peek(x, self._hidden.net.blueprint.trace.inputs)
@@ -166,7 +167,9 @@ class QuantizedModel(keras.Model):
         return model
 
     def _by_key(self) -> dict[str, keras.Variable]:
-        found = {f"{layer.name}/{name}": variable for layer in self._holders for name, variable in layer.by_name.items()}
+        found = {
+            f"{layer.name}/{name}": variable for layer in self._holders for name, variable in layer.by_name.items()
+        }
         return {**found, "range_updates": self.range_updates}
 
     def _flat(self, inputs: Any) -> list[Any]:
@@ -202,7 +205,8 @@ class QuantizedModel(keras.Model):
     def save_assets(self, dir_path: str) -> None:
         if self._hidden.sample is not None:
             names = [entry.name for entry in self._hidden.net.blueprint.trace.inputs]
-            np.savez_compressed(Path(dir_path) / _SAMPLE_FILE, **dict(zip(names, self._hidden.sample, strict=True)))
+            arrays: dict[str, Any] = dict(zip(names, self._hidden.sample, strict=True))
+            np.savez_compressed(Path(dir_path) / _SAMPLE_FILE, **arrays)
 
     def load_assets(self, dir_path: str) -> None:
         path = Path(dir_path) / _SAMPLE_FILE
@@ -215,7 +219,9 @@ class QuantizedModel(keras.Model):
         import tensorflow as tf
 
         if not self.calibrated:
-            raise RuntimeError(f"The ranges of {self.name!r} have not seen any data: train it, or call `calibrate(data)`.")
+            raise RuntimeError(
+                f"The ranges of {self.name!r} have not seen any data: train it, or call `calibrate(data)`."
+            )
         hidden = self._hidden
         inputs = hidden.net.blueprint.trace.inputs
         names = tuple(self.output_names or [f"output_{i}" for i in range(len(hidden.graph.outputs))])

@@ -128,7 +128,9 @@ class QuantizedNet:
             source = step.source
             name = "output" + step.name.removeprefix(step.source)
         name = self._unique(source, name)
-        layer = quantizers.tensor_layer(scope_name(f"{source}.{name}_range"), is_input=step is None, batches=self.batches)
+        layer = quantizers.tensor_layer(
+            scope_name(f"{source}.{name}_range"), is_input=step is None, batches=self.batches
+        )
         result = layer(tensor)
         self.ranges[index] = (source, name, layer.quantizer_vars["min_var"], layer.quantizer_vars["max_var"])
         return result

@@ -1,7 +1,8 @@
 """A Keras 3 operation inside a tf_keras net.
 
-The layer owns tf.Variables for the operation's variables, runs the operation in a `keras.StatelessScope` that reads them, and
-writes back what the operation updated. So nothing of the source model is touched, whatever the operation does.
+The layer owns tf.Variables for the operation's variables, runs the operation in a `keras.StatelessScope` that reads
+them, and writes back what the operation updated. So nothing of the source model is touched, whatever the operation
+does.
 """
 
 from functools import cache
@@ -55,7 +56,8 @@ def check_same_template(layer: Any, step: Step) -> None:
     """
     if repr(layer.spec.template) != repr(Template(step.config["call"])):
         raise ValueError(
-            f"Layer {step.source!r} is shared and called with different non-tensor arguments, which quantize_aware cannot "
+            f"Layer {step.source!r} is shared and called with different non-tensor arguments, which "
+            f"quantize_aware cannot "
             "rebuild. Way out: use one layer a call, or pass the argument to the constructor."
         )
 
@@ -64,7 +66,9 @@ def check_same_template(layer: Any, step: Step) -> None:
 def _layer_class() -> Any:
     import tensorflow as tf
 
-    class KerasOperation(load().tf_keras.layers.Layer):
+    base: Any = load().tf_keras.layers.Layer
+
+    class KerasOperation(base):
         """Calls a Keras 3 operation with variables of its own."""
 
         def __init__(self, spec: _Spec, **kwargs: Any) -> None:

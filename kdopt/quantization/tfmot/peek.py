@@ -45,7 +45,9 @@ def _spread(array: Any) -> np.ndarray:
 
 def _batches(data: Any, inputs: Sequence[InputSpec]) -> Any:
     elements = [element[0] if isinstance(element, (tuple, list)) else element for element in islice(data, _BATCHES)]
-    columns = [list(e.values()) if isinstance(e, dict) else e if isinstance(e, (tuple, list)) else [e] for e in elements]
+    columns = [
+        list(e.values()) if isinstance(e, dict) else e if isinstance(e, (tuple, list)) else [e] for e in elements
+    ]
     if not elements:
         return None
     names = list(elements[0]) if isinstance(elements[0], dict) else [entry.name for entry in inputs]

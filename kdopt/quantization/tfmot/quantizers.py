@@ -1,7 +1,7 @@
 """tfmot's quantizers, with ranges that learn fast at first.
 
-tfmot starts every range at +-6 and moves it by 0.001 a batch, so hundreds of steps are clipped or coarse. Here the decay grows
-with the number `n` of batches seen
+tfmot starts every range at +-6 and moves it by 0.001 a batch, so hundreds of steps are clipped or coarse. Here the
+decay grows with the number `n` of batches seen
 
     decay = min(0.999, n / (n + 1))
 
@@ -65,7 +65,9 @@ def _warm_average() -> Any:
 
     quant_ops = _internal("quant_ops")
 
-    class WarmAverageQuantizer(load().tfmot.quantization.keras.quantizers.MovingAverageQuantizer):
+    base: Any = load().tfmot.quantization.keras.quantizers.MovingAverageQuantizer
+
+    class WarmAverageQuantizer(base):
         """Moving average whose decay starts at 0."""
 
         def __init__(self, batches: Any, **options: Any) -> None:
@@ -88,9 +90,11 @@ def _warm_average() -> Any:
 @cache
 def _weights_only() -> Any:
     registry = _internal("default_8bit.default_8bit_quantize_registry")
+    base: Any = registry.Default8BitQuantizeConfig
 
-    class WeightsOnly(registry.Default8BitQuantizeConfig):
-        """The kernel's part of tfmot's config for a layer; convolutions over 1 and 3 dimensions get the per-tensor one."""
+    class WeightsOnly(base):
+        """The kernel's part of tfmot's config for a layer; convolutions over 1 and 3 dimensions get "
+        "the per-tensor one."""
 
         def __init__(self, layer: Any, kernel: str) -> None:
             super().__init__([kernel], [], False)

@@ -1,7 +1,7 @@
 """Layers written with other ops, because TFLite's int8 kernels lack one the usual form lowers to.
 
-LayerNormalization as Keras and tf_keras write it lowers to a negation, ELU to an ELU op; both stay float in an int8 file. The forms
-here compute the same.
+LayerNormalization as Keras and tf_keras write it lowers to a negation, ELU to an ELU op; both stay float in an int8
+file. The forms here compute the same.
 """
 
 from collections.abc import Callable
@@ -54,5 +54,13 @@ def _step(call: Call, function: Callable[[Any], Any]) -> Step:
     extra = {"label": type(call.operation).__name__}
     trainable = call.operation.trainable
     return Step(
-        call.name, call.name, "Opaque", {"call": own}, call.inputs(), call.outputs, tuple(weights), trainable=trainable, extra=extra
+        call.name,
+        call.name,
+        "Opaque",
+        {"call": own},
+        call.inputs(),
+        call.outputs,
+        tuple(weights),
+        trainable=trainable,
+        extra=extra,
     )

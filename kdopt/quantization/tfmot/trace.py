@@ -1,7 +1,7 @@
 """The calls of a Functional or Sequential model in order, nested models inlined.
 
-Tensors are numbered; a `Ref` stands for one in recorded arguments. A layer that is called twice gives two calls with the same
-name. Needs Keras alone.
+Tensors are numbered; a `Ref` stands for one in recorded arguments. A layer that is called twice gives two calls with
+the same name. Needs Keras alone.
 """
 
 from collections.abc import Iterator
@@ -71,7 +71,8 @@ def functional_of(model: Any) -> Functional:
     if isinstance(model, Functional) and type(model).call is Functional.call:
         return model
     raise TypeError(
-        f"Expected a Keras 3 Sequential or Functional model; received {type(model).__name__}, which computes its outputs in "
+        f"Expected a Keras 3 Sequential or Functional model; received {type(model).__name__}, which "
+        f"computes its outputs in "
         "Python code that cannot be rebuilt layer by layer. Way out: write it with the functional API, "
         "`keras.Model(inputs, outputs)`; parts with their own `call` may stay as layers in it."
     )
@@ -96,7 +97,7 @@ class _Tracer:
 
     def run(self, model: Any) -> Trace:
         graph = functional_of(model)
-        inputs = []
+        inputs: list[TracedInput] = []
         for tensor in graph.inputs:
             name = _unique(tensor._keras_history.operation.name, {entry.name for entry in inputs})
             inputs.append(TracedInput(name, self.fresh(), tuple(tensor.shape), str(tensor.dtype)))

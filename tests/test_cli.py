@@ -1,0 +1,72 @@
+"""The command line: parses, calls, prints, and its exit codes."""
+
+import subprocess
+import sys
+import time
+
+import keras
+import pytest
+
+import kdopt
+from kdopt import cli
+
+
+def test_help_and_version_load_no_framework():
+    code = (
+        "import sys, kdopt.cli\n"
+        "try: kdopt.cli.main(['--help'])\n"
+        "except SystemExit as end: code = end.code\n"
+        "sys.exit(code or any(name in sys.modules for name in ('keras', 'tensorflow', 'numpy', 'tflite_export')))"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - began < 3
+    assert "kdopt demo --output out" in done.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"kdopt {kdopt.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "required: COMMAND"),
+        (["demo"], "-o/--output"),
+        (["demo", "-o", "x", "--dataset", "cifar"], "invalid choice: 'cifar'"),
+        (["measure", "x.keras", "--input-shape", "a,b"], "expected positive integers"),
+    ],
+)
+def test_bad_usage(arguments, wanted, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert wanted in capsys.readouterr().err
+
+
+def test_unusable_output_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["demo", "--output", str(tmp_path / "file")]) == 2
+    assert "it is a file" in capsys.readouterr().err
+
+
+def test_datasets_are_those_of_the_pipeline():
+    from kdopt.pipeline.datasets import DATASETS
+
+    assert cli.DATASETS == tuple(DATASETS)
+
+
+def test_measure(tmp_path, capsys):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, name="conv")(inputs))
+    keras.Model(inputs, keras.layers.Dense(2, name="dense")(x), name="net").save(tmp_path / "net.keras")
+    assert cli.main(["measure", str(tmp_path / "net.keras"), "--input-shape", "8,8,3"]) == 0
+    conv, dense, total = capsys.readouterr().out.splitlines()
+    assert conv == f"conv (Conv2D): 112 parameters, 108 not zero, MACs {36 * 27 * 4:,}"
+    assert dense.endswith("MACs 8")
+    assert total == f"net: 122 parameters, 116 not zero, 488 bytes of weights, MACs {36 * 27 * 4 + 8:,}"
+    assert cli.main(["measure", str(tmp_path / "net.keras")]) == 2
+    assert "Pass input_shape=" in capsys.readouterr().err
+    assert cli.main(["measure", str(tmp_path / "missing.keras")]) == 2
+    assert "missing.keras" in capsys.readouterr().err
