@@ -66,6 +66,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    _say("Loading TensorFlow ...")
     from kdopt.pipeline.demo import run
 
     report = run(options.output, options.dataset, seed=options.seed, quick=options.quick, say=_say)

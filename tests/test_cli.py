@@ -54,7 +54,7 @@ def test_unusable_output_folder(tmp_path, capsys):
 def test_datasets_are_those_of_the_pipeline():
     from kdopt.pipeline.datasets import DATASETS
 
-    assert cli.DATASETS == tuple(DATASETS)
+    assert tuple(DATASETS) == cli.DATASETS
 
 
 def test_measure(tmp_path, capsys):

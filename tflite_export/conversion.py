@@ -16,6 +16,7 @@ from tflite_export.silence import silenced
 from tflite_export.sources import resolve
 
 Arrays = Mapping[str, np.ndarray]
+_ATTEMPTS = 4
 _LOOPS = {"While", "StatelessWhile", "If", "StatelessIf"}
 
 
@@ -140,8 +141,10 @@ def _lower(
     source: Source, rule: Precision, run: Callable[[Arrays | None], bytes], data: Arrays | None, ranged: bool
 ) -> tuple[bytes, tuple[str, ...]]:
     """The file, and the layers whose ranges were calibrated though the source was trained with ranges."""
-    if not (rule.integer and ranged):
-        return run(data if rule.integer else None), ()
+    if not rule.integer:
+        return run(None), ()
+    if not ranged:
+        return _calibrated(source, run, data), ()
     content = run(None)
     left = contract.float_layers(content, source)
     if not left:
@@ -153,7 +156,21 @@ def _lower(
             f"{source.label} has no range for: {', '.join(left)}. They would stay float in the {rule.name} file. Pass "
             "`representative_data`, from which only these ranges are taken, or train them."
         )
-    return run(data), left
+    return _calibrated(source, run, data), left
+
+
+def _calibrated(source: Source, run: Callable[[Arrays | None], bytes], data: Arrays | None) -> bytes:
+    """The file with ranges from `data`.
+
+    TensorFlow's quantizer is not deterministic: of one unrolled LSTM, two of twelve runs on the same input left the
+    operation with several outputs (SPLIT) float. So a file with float operations is made again a few times; the
+    contract refuses what is still there.
+    """
+    for _ in range(_ATTEMPTS):
+        content = run(data)
+        if not contract.float_layers(content, source):
+            break
+    return content
 
 
 def _refuse_loops(source: Source, rule: Precision, content: bytes) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from kdopt.pruning.callbacks import GradualPruning
 from kdopt.quantization import LayerReport, QuantizedModel, quantize_aware
 from kdopt.quantization.tfmot import backend
+from kdopt.schedules import Polynomial
 
 RANDOM = np.random.default_rng(5)
 X = RANDOM.normal(0.5, 1.5, (64, 6, 6, 2)).astype("float32")
@@ -75,7 +77,7 @@ def test_variables_are_the_nets_own():
     conv.assign(conv * 0.5)
     assert np.abs(model.predict(X[:4], verbose=0) - before).max() > 1e-3
     names = [(name, tuple(v.shape), axis) for name, v, axis in model.get_prunable_weights()]
-    assert names == [("conv", (3, 3, 2, 4), 3), ("dense", (4, 3), 1)]
+    assert names == [("conv", (3, 3, 2, 4), -1), ("dense", (4, 3), -1)]
     assert model.get_prunable_weights()[0][1] is conv
 
 
@@ -157,6 +159,26 @@ def test_compile_options(option):
     model.fit(X, Y, batch_size=16, verbose=0)
     assert np.abs(model.get_layer("conv").by_name["kernel"].numpy() - before).max() > 1e-3
     assert model.range_updates.numpy() == 999.0 + 4
+
+
+def test_gradual_pruning_holds_through_the_rounding():
+    model = compiled(quantize_aware(small(), calibration=X))
+    pruning = GradualPruning(Polynomial(0.75, end_step=6, frequency=2))
+    model.fit(X, Y, batch_size=16, epochs=2, verbose=0, callbacks=[pruning])
+    for name, size in (("conv", 72), ("dense", 12)):
+        kernel = model.get_layer(name).by_name["kernel"].numpy()
+        assert np.count_nonzero(kernel) == size // 4
+        assert np.count_nonzero(model.strip().get_layer(name).kernel.numpy()) == size // 4
+
+
+def test_nested_and_separable_kernels_are_named_as_in_the_source():
+    inner = keras.Sequential([keras.Input((6, 6, 2)), layers.SeparableConv2D(4, 3, name="sep")], name="inner")
+    inputs = keras.Input((6, 6, 2))
+    source = keras.Model(inputs, layers.Dense(2, name="dense")(layers.Flatten()(inner(inputs))))
+    model = quantize_aware(source, calibration=X)
+    source.trainable = False
+    names = [name for name, *_ in model.get_prunable_weights()]
+    assert names == ["inner/sep/depthwise_kernel", "inner/sep/pointwise_kernel", "dense"]
 
 
 def test_save_and_load(trained, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export import contract, precisions, sources
+from tflite_export import contract, conversion, precisions, sources
 from tflite_export.errors import ConversionError
 from tflite_export.inspect import layer_of
 
@@ -51,6 +51,24 @@ def test_recurrent_layer(sequences):
 def test_unrolled_recurrent_layer_becomes_int8(sequences):
     model = _lstm(unroll=True)
     assert tflite_export.verify(model, tflite_export.convert(model, "int8", sequences), sequences).passed
+
+
+def test_a_file_with_float_operations_is_made_again(dense, monkeypatch):
+    data = np.random.default_rng(0).normal(size=(20, 12)).astype("float32")
+    real, half = contract.float_layers, iter([("d (SPLIT)",), ("d (SPLIT)",)])
+    monkeypatch.setattr(contract, "float_layers", lambda *arguments: next(half, None) or real(*arguments))
+    converted = []
+    run = conversion._run_converter
+    monkeypatch.setattr(conversion, "_run_converter", lambda *a: converted.append(1) or run(*a))
+    tflite_export.convert(dense, "int8", data)
+    assert len(converted) == 3
+
+
+def test_a_file_that_stays_float_is_refused(dense, monkeypatch):
+    data = np.random.default_rng(0).normal(size=(20, 12)).astype("float32")
+    monkeypatch.setattr(contract, "float_layers", lambda *_: ("d (SPLIT)",))
+    with pytest.raises(ConversionError, match=r"stayed float in the int8 file: \('d \(SPLIT\)',\)"):
+        tflite_export.convert(dense, "int8", data)
 
 
 def test_mixed_precision_names_the_way_out():

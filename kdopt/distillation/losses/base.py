@@ -1,8 +1,7 @@
 """What a distillation loss is, and the registry of them."""
 
+import re
 from typing import Any, Self
-
-import keras
 
 from kdopt.core.registry import Registry
 from kdopt.core.validation import check_one_of
@@ -72,7 +71,7 @@ class DistillationLoss:
 
 def snake_case(name: str) -> str:
     """`"SoftTargets"` -> `"soft_targets"`, as Keras names layers."""
-    return keras.src.utils.naming.to_snake_case(name)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 DISTILLATION_LOSSES = Registry("distillation loss", DistillationLoss)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdopt.core.kernels import find_kernels
 from kdopt.quantization.data import calibration_batches
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot.holder import QuantizedLayer
@@ -29,6 +30,7 @@ class _Hidden:
         self.net = net
         self.graph = functional_of(source)
         self.sample: list[np.ndarray] | None = None
+        self.prunable: list[tuple[str, keras.Variable, int]] = []
 
 
 @keras.saving.register_keras_serializable("kdopt")
@@ -54,6 +56,7 @@ class QuantizedModel(keras.Model):
         net = QuantizedNet(source, self.range_updates.value, [column[:2] for column in data[0]] if data else None)
         self._hidden = _Hidden(source, net)
         self._holders = self._make_holders(net)
+        self._hidden.prunable = self._find_prunable(source)
         if data:
             self._hidden.sample = net.calibrate(data)
         self.built = True
@@ -74,6 +77,13 @@ class QuantizedModel(keras.Model):
             QuantizedLayer(name, variables.get(name, []), list(members.get(name, {}).values()), name not in frozen)
             for name in dict.fromkeys(names)
         ]
+
+    def _find_prunable(self, source: Any) -> list[tuple[str, keras.Variable, int]]:
+        # Now, not when asked: the source may be frozen later, say as the teacher of this model.
+        own = {id(entry.source): f"{entry.layer}/{entry.name}" for entry in self._hidden.net.variables()}
+        variables = self._by_key()
+        views = [view for view in find_kernels(source)[0] if id(view.variable) in own]
+        return [(view.path, variables[own[id(view.variable)]], view.channel_axis) for view in views]
 
     @property
     def report(self) -> tuple[LayerReport, ...]:
@@ -144,13 +154,8 @@ class QuantizedModel(keras.Model):
         return super().fit(x, *args, **kwargs)
 
     def get_prunable_weights(self) -> list[tuple[str, keras.Variable, int]]:
-        """The float kernels: `(source layer, variable, axis of the output channels)`. A separable layer has two."""
-        layers = {layer.name: layer for layer in self._holders}
-        found = []
-        for kernel in self._hidden.net.kernels:
-            variable = layers[kernel.layer].by_name[kernel.key.removeprefix(f"{kernel.layer}/")]
-            found.append((kernel.layer, variable, kernel.channel_axis))
-        return found
+        """The float kernels, never the fake-quantized ones: `(name in the source, variable, axis of the channels)`."""
+        return list(self._hidden.prunable)
 
     def strip(self) -> Any:
         """A float Keras 3 model like the source, with the trained weights; `self` is left as it is."""

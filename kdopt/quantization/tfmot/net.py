@@ -42,7 +42,6 @@ class Kernel:
     value: Any
     minimum: Any
     maximum: Any
-    channel_axis: int
 
 
 class QuantizedNet:
@@ -107,14 +106,14 @@ class QuantizedNet:
         return list({(entry.layer, entry.name): entry for entry in found}.values())
 
     def _wrap_layer(self, step: Step, layer: Any) -> Any:
-        if step.name not in self.placement.kernels or step.kernel is None or step.channel_axis is None:
+        if step.name not in self.placement.kernels or step.kernel is None:
             return layer
         value = getattr(layer, step.kernel)
         wrapper = quantizers.kernel_layer(layer, step.kernel)
         wrapper.build(None)  # the layer is built; the wrapper's own variables depend on the kernel alone
         ((_, _, ranges),) = wrapper._weight_vars
         key = next(weight.key for weight in step.weights if weight.attribute == step.kernel)
-        self.kernels.append(Kernel(step.source, key, value, ranges["min_var"], ranges["max_var"], step.channel_axis))
+        self.kernels.append(Kernel(step.source, key, value, ranges["min_var"], ranges["max_var"]))
         return wrapper
 
     def _wrap_tensor(self, index: int, tensor: Any) -> Any:

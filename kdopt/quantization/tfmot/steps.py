@@ -34,7 +34,6 @@ class Step:
         outputs: Numbers of the tensors it gives.
         weights: Its variables.
         kernel: Attribute that holds the kernel, None if it has none.
-        channel_axis: Axis of the kernel that counts output channels.
         trainable: Whether the source layer is.
     """
 
@@ -46,7 +45,6 @@ class Step:
     outputs: tuple[int, ...]
     weights: tuple[Weight, ...] = ()
     kernel: str | None = None
-    channel_axis: int | None = None
     trainable: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -22,13 +22,13 @@ from kdopt.quantization.tfmot.trace import Call, Ref
 
 Fresh = Callable[[], int]
 
-# Class name -> (attribute of the kernel in tf_keras, axis of the output channels).
-KERNELS: dict[str, tuple[str, int]] = {
-    "Dense": ("kernel", 1),
-    "Conv1D": ("kernel", 2),
-    "Conv2D": ("kernel", 3),
-    "Conv2DTranspose": ("kernel", 2),
-    "DepthwiseConv2D": ("depthwise_kernel", 2),
+# Class name -> attribute of the kernel in tf_keras.
+KERNELS = {
+    "Dense": "kernel",
+    "Conv1D": "kernel",
+    "Conv2D": "kernel",
+    "Conv2DTranspose": "kernel",
+    "DepthwiseConv2D": "depthwise_kernel",
 }
 _PLAIN = {
     "Activation",
@@ -133,15 +133,13 @@ def _builtin(call: Call, fresh: Fresh) -> list[Step]:
     config = clean_config(kind, call.operation)
     if config is None:
         return []
-    kernel, axis = KERNELS.get(kind, (None, None))
     step = partial(
         Step,
         call.name,
         call.name,
         kind,
         weights=_weights(call, kind),
-        kernel=kernel,
-        channel_axis=axis,
+        kernel=KERNELS.get(kind),
         trainable=call.operation.trainable,
     )
     activation = getattr(call.operation, "activation", None)
@@ -201,7 +199,6 @@ def _separable(call: Call, fresh: Fresh) -> list[Step]:
             outputs=(between,),
             weights=first,
             kernel="depthwise_kernel",
-            channel_axis=2,
         ),
         make(
             f"{call.name}_pointwise",
@@ -211,7 +208,6 @@ def _separable(call: Call, fresh: Fresh) -> list[Step]:
             outputs=last,
             weights=second,
             kernel="kernel",
-            channel_axis=3,
         ),
     ]
     if fused != activation:
