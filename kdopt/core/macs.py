@@ -188,10 +188,16 @@ def _count_traced(layer: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
         outputs = _enter(layer, (), calls, args, kwargs)
         return _total(calls), outputs
     except UnknownMacs:
-        # Some of Keras's own (Activation("hard_silu"), Resizing, random augmentation) are written in the backend.
-        if layer.weights or not type(layer).__module__.startswith("keras.src.layers."):
+        if layer.weights or not _of_keras(layer):
             raise
         return 0, layer.compute_output_spec(*args, **kwargs)
+
+
+def _of_keras(layer: Any) -> bool:
+    """Whether only Keras's own code runs in it: `Activation("hard_silu")`, `Resizing`, random augmentation."""
+    function = getattr(layer, "function", getattr(layer, "activation", None))
+    codes = [type(layer)] if function is None else [type(layer), function]
+    return all(str(getattr(code, "__module__", "")).startswith("keras.src.") for code in codes)
 
 
 def _operation_macs(operation: Any, args: Any, outputs: Any) -> int:

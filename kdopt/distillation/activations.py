@@ -44,13 +44,18 @@ def output_activations(model: keras.Model) -> list[str | None] | None:
 
     Nested models and wrappers with a `.layer` are seen through; dropout, reshapes that keep the class axis, and average
     pooling are stepped over. Any other operation of Keras gives logits, unless it has no weights and works on
-    probabilities. A subclassed model (no graph) may say it itself by an attribute
-    `output_activation`: `"linear"`, `"softmax"`, `"sigmoid"`, or a list of them in the order of its outputs.
+    probabilities. A subclassed model (no graph) may say it itself by an attribute or method
+    `output_activation`: `"linear"`, `"softmax"`, `"sigmoid"`, a list of them in the order of its outputs, or the graph
+    model whose outputs it stands for (a method, then: Keras saves models it finds in attributes).
 
     Returns: per output, in the order of `keras.tree.flatten`, `"linear"` (logits), `"softmax"`, `"sigmoid"` or `None`
         (cannot be known: a custom layer, a Lambda); `None` alone if the model has no graph and does not say.
     """
     declared = getattr(model, "output_activation", None)
+    if callable(declared):
+        declared = declared()
+    if isinstance(declared, keras.Model):
+        return output_activations(declared)
     if declared is not None:
         return [_known(value) for value in keras.tree.flatten(declared)]
     outputs = getattr(model, "outputs", None)

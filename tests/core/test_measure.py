@@ -188,6 +188,14 @@ def test_unknown_layer_is_refused_by_name_until_a_rule_says_how():
         del macs_module._RULES[Opaque]
 
 
+def test_foreign_code_in_a_layer_of_keras_is_not_taken_for_free():
+    import tensorflow as tf
+
+    for layer in (layers.Lambda(lambda x: tf.matmul(x, x)), layers.Activation(lambda x: tf.matmul(x, x))):
+        with pytest.raises(UnknownMacs, match="cannot be traced"):
+            measure.macs(on(layer, 4, 4))
+
+
 def test_a_rule_does_not_hold_for_a_subclass_with_another_call():
     class Twice(layers.Dense):
         def call(self, x):

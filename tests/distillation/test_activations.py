@@ -94,3 +94,11 @@ def test_a_subclassed_model_is_unknown_unless_it_says():
     model.output_activation = "relu"
     with pytest.raises(ValueError, match="output_activation"):
         output_activations(model)
+
+
+def test_a_subclassed_model_may_stand_for_a_graph():
+    class Facade(Subclassed):
+        def output_activation(self):
+            return end(lambda x: layers.Dense(3, activation="softmax")(x))
+
+    assert output_activations(Facade()) == ["softmax"]
