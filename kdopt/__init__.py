@@ -9,11 +9,15 @@
     kdopt.reports        report.json, report.html
     kdopt.pipeline       the demo: all of it on one data set
 
-Sub-packages load on first use.
+Sub-packages load on first use, but for the two whose classes can be in a `.keras` file: Keras finds a class only if
+it is registered, so `import kdopt` is all that `keras.models.load_model` needs.
 """
 
 import importlib
 from types import ModuleType
+
+import kdopt.distillation
+import kdopt.quantization  # noqa: F401
 
 __version__ = "0.1.0"
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from kdopt.core.live import users_own
 from kdopt.quantization.tfmot.net import NetVariable
 
 
@@ -34,10 +35,9 @@ class QuantizedLayer(keras.layers.Layer):
             dtype=entry.value.dtype.name,
             initializer="zeros",
             trainable=entry.trainable,
-            # The user's own, so that Keras 3 applies them to the float weights as it did before.
-            regularizer=getattr(entry.source, "regularizer", None),
-            constraint=getattr(entry.source, "constraint", None),
             name=entry.name,
+            # The user's own, so that Keras 3 applies them to the float weights as it did before.
+            **({} if entry.source is None else users_own(entry.source)),
         )
         own._value = entry.value
         return own
