@@ -14,10 +14,14 @@ it is registered, so `import kdopt` is all that `keras.models.load_model` needs.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from types import ModuleType
 
-import kdopt.distillation
-import kdopt.quantization  # noqa: F401
+# The command line loads what it needs, so that --help answers at once.
+if Path(sys.argv[0]).stem not in ("kdopt", "-m"):
+    import kdopt.distillation
+    import kdopt.quantization  # noqa: F401
 
 __version__ = "0.1.0"
 
