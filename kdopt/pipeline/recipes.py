@@ -87,10 +87,10 @@ RECIPES = {
     ),
     "fashion_mnist": Recipe(
         teacher=network("teacher", (24, 48, 96), units=128, dropout=0.25),
-        student=network("student", (16, 32, 48), units=48),
+        student=network("student", (16, 32, 64), units=48),
         batch_size=128,
         teacher_epochs=8,
-        student_epochs=12,
+        student_epochs=15,
         quantized_epochs=2,
         learning_rate=3e-3,
         quantized_learning_rate=3e-4,

@@ -54,7 +54,6 @@ def train_quantized(
         teacher=teacher,
         distillation_losses=[SoftTargets(temperature=recipe.temperature)],
         student_loss_weight=recipe.student_loss_weight,
-        from_logits=True,
     )
     _compile(distiller, data, recipe, recipe.quantized_learning_rate, recipe.quantized_epochs)
     pruning = GradualPruning(Constant(recipe.sparsity))

@@ -157,6 +157,10 @@ class QuantizedModel(keras.Model):
         """The float kernels, never the fake-quantized ones: `(name in the source, variable, axis of the channels)`."""
         return list(self._hidden.prunable)
 
+    def output_activation(self) -> Any:
+        """The model whose graph tells logits from probabilities. A method: Keras saves models it finds elsewhere."""
+        return self._hidden.source
+
     def strip(self) -> Any:
         """A float Keras 3 model like the source, with the trained weights; `self` is left as it is."""
         hidden = self._hidden

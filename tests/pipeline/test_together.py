@@ -1,0 +1,55 @@
+"""Pruning, distillation and quantization-aware training in one `fit`, down to the file."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from kdopt.distillation import Distiller
+from kdopt.pruning import GradualPruning
+from kdopt.quantization import quantize_aware
+from kdopt.schedules import Polynomial
+from tflite_export import convert, inspect
+
+X = np.random.default_rng(0).normal(size=(64, 8, 8, 2)).astype("float32")
+Y = np.random.default_rng(1).integers(0, 3, 64)
+
+
+def net(width, name):
+    inputs = keras.Input((8, 8, 2), name="image")
+    x = layers.Conv2D(width, 3, padding="same", use_bias=False, name="stem")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Add()([x, layers.ReLU()(layers.Conv2D(width, 3, padding="same", name="body")(x))])
+    head = keras.Sequential([keras.Input((width,)), layers.Dense(3, activation="softmax", name="classes")], name="head")
+    return keras.Model(inputs, head(layers.GlobalAveragePooling2D()(x)), name=name)
+
+
+def test_one_fit_prunes_distills_and_quantizes():
+    teacher, student = net(8, "teacher"), net(4, "student")
+    before = [weight.copy() for weight in teacher.get_weights()]
+    qat = quantize_aware(student, calibration=X)
+    distiller = Distiller(student=qat, teacher=teacher)  # softmax on both sides is read from the graphs
+    distiller.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    pruning = GradualPruning(Polynomial(0.5, end_step=12, frequency=4))
+    logs = distiller.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning]).history
+
+    assert [view.name for view in pruning.kernels] == ["stem", "body", "classes"]
+    assert logs["sparsity"][-1] == 0.5
+    assert {"loss", "student_loss", "soft_targets_loss", "accuracy"} <= set(logs)
+    for now, then in zip(teacher.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert all(variable.constraint is None for variable in qat.trainable_variables)
+
+    stripped = qat.strip()
+    kernels = [stripped.get_layer("stem").kernel, stripped.get_layer("body").kernel]
+    kernels.append(stripped.get_layer("head").get_layer("classes").kernel)
+    assert [np.mean(kernel.numpy() == 0) for kernel in kernels] == [0.5] * 3
+
+    file = convert(qat, "int8")
+    assert file.calibrated == ()
+    sizes = {int(np.prod(kernel.shape)): kernel for kernel in kernels}
+    stored = [
+        t for t in inspect.tensors(file.content) if t.data is not None and t.dtype == "int8" and t.data.size in sizes
+    ]
+    assert len(stored) == 3
+    for tensor in stored:
+        assert np.mean(tensor.data == 0) >= 0.5  # rounding adds zeros, and takes none away
