@@ -94,7 +94,7 @@ def check_log(folder):
 
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 def test_killed_and_restarted(first, tmp_path):
-    out = run_with_kills(tmp_path, first, kills=2, rng=np.random.default_rng(int(first)))
+    out = run_with_kills(tmp_path, first, kills=1, rng=np.random.default_rng(int(first)))
     check_log(tmp_path)
     assert float(out.split()[-1]) == pytest.approx(0.8, abs=1e-3)
     assert not (tmp_path / "backup").exists()
