@@ -107,7 +107,7 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
             else:
                 skipped.append(Skipped(path or name, "not trained by this fit", known=True))
     paths = [path for path, *_ in found]
-    return [KernelView(_shortest(path, paths, layer), path, layer, *rest) for path, layer, *rest in found], skipped
+    return [KernelView(_shortest(path, paths, v.name), path, layer, v, axis) for path, layer, v, axis in found], skipped
 
 
 def _walk(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -118,10 +118,10 @@ def _walk(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, kera
             yield from _walk(child, f"{path}/{child.name}" if path else child.name)
 
 
-def _shortest(path: str, paths: list[str], layer: keras.layers.Layer) -> str:
-    """The shortest end of `path`, from the layer's name on, that no other path ends with."""
+def _shortest(path: str, paths: list[str], variable: str) -> str:
+    """The shortest end of `path` that no other path ends with; never the variable's name alone."""
     parts = path.split("/")
-    start = 2 if len(parts) > 1 and parts[-2] == layer.name else 1
+    start = 2 if parts[-1] == variable else 1
     for length in range(start, len(parts)):
         name = "/".join(parts[-length:])
         if sum(f"/{other}".endswith(f"/{name}") for other in paths) == 1:
