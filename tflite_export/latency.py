@@ -66,8 +66,8 @@ def benchmark(tflite: TFLite, threads: int = 1, *, seconds: float = 1.0) -> Late
     return Latency(
         median_ms=float(np.median(times)),
         p90_ms=float(np.percentile(times, 90)),
-        mean_ms=float(times.mean()),
-        min_ms=float(times.min()),
+        mean_ms=float(np.mean(times)),
+        min_ms=float(np.min(times)),
         runs=len(times),
         warmup=warmup,
         threads=threads,

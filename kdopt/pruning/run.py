@@ -133,7 +133,8 @@ class PruningRun:
 def sparsity(kernels: list[KernelView]) -> float:
     """Fraction of zeros in the kernels, as they are now."""
     values = [_numpy(view.variable) for view in kernels]
-    return 1 - sum(np.count_nonzero(v) for v in values) / sum(v.size for v in values)
+    zeros = sum(int(np.count_nonzero(value == 0)) for value in values)
+    return zeros / sum(int(value.size) for value in values)
 
 
 def _masked(mask: keras.Variable, value: Any) -> Any:
