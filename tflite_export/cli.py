@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the file does not pass `verify`, or the model does not con
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tflite_export.errors import ConversionError
 
 _EXAMPLES = """examples:
   tflite-export convert model.keras --precision int8 --calibration data.npz -o model.tflite
+  tflite-export convert qat.keras --import kdopt --precision int8 -o model.tflite
   tflite-export verify model.keras model.tflite --data data.npz
   tflite-export benchmark model.tflite --threads 1
 
@@ -31,11 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        for module in getattr(options, "modules", ()):
+            importlib.import_module(module)
         return options.run(options)
     except ConversionError as error:
         print(f"tflite-export: {error}", file=sys.stderr)
         return 1
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         print(f"tflite-export: {error}", file=sys.stderr)
         return 2
 
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--calibration", metavar="NPZ", help="representative inputs; int8 needs them")
     convert.add_argument("-o", "--output", required=True, metavar="TFLITE", help="file to write")
     convert.add_argument("--batch", type=_batch, default=1, metavar="N", help="samples a run, or 'any' (default 1)")
+    _add_import(convert)
     convert.add_argument("--verbose", action="store_true", help="show what the converter says")
     convert.set_defaults(run=_convert)
     verify = commands.add_parser("verify", help="compare a .tflite with its model")
@@ -65,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("tflite", help=".tflite file")
     verify.add_argument("--data", required=True, metavar="NPZ", help="inputs to compare on")
     verify.add_argument("--tolerance", type=float, help="largest error, as a fraction of the output's peak")
+    _add_import(verify)
     verify.set_defaults(run=_verify)
     benchmark = commands.add_parser("benchmark", help="time one inference of a .tflite")
     benchmark.add_argument("tflite", help=".tflite file")
@@ -72,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--seconds", type=float, default=1.0, help="time to spend (default 1)")
     benchmark.set_defaults(run=_benchmark)
     return parser
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import it first, for the custom classes in the .keras file: kdopt for a QAT model",
+    )
 
 
 def _batch(text: str) -> int | None:
@@ -93,6 +110,8 @@ def _convert(options: argparse.Namespace) -> int:
 
     with silenced(options.verbose):
         source = resolve(options.model)
+    if data is None and precisions.get(options.precision).integer and not source.has_ranges:
+        raise ValueError(f"--precision {options.precision} needs --calibration: an .npz of 100-500 inputs as in use.")
     model = convert(source, options.precision, _fit(data, source), batch=options.batch, verbose=options.verbose)
     model.save(output)
     print(f"{output}: {model}")
@@ -131,9 +150,10 @@ def read_npz(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"No such file: {path!r}.")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if isinstance(stored, np.ndarray):
-                raise ValueError("it is a .npy file")
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("it is a .npy file; save it with np.savez(path, array)")
+        with stored:
             return {name: stored[name] for name in stored.files}
     except Exception as error:  # zipfile, zlib and NumPy each have their own
         raise ValueError(f"{path!r} is not a readable .npz file: {error}") from error

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,8 +72,20 @@ def _from_path(path: Path) -> Source:
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:
-        raise ValueError(f"Keras cannot load {str(path)!r}: {error}") from error
+        raise ValueError(f"Keras cannot load {str(path)!r}: {_reason(error)}") from error
     return resolve(model)
+
+
+def _reason(error: Exception) -> str:
+    """Keras' message without the model's whole config, and the way out where there is one."""
+    text = str(error)
+    missing = re.search(r"Could not locate \w+ '[^']*'", text)
+    if missing:
+        return (
+            f"{missing.group()}. Import the package that registers it first, in Python or with `--import PACKAGE` on the "
+            "command line (`kdopt` for its QAT models)."
+        )
+    return text if len(text) <= 1000 else f"{text[:1000]} ..."
 
 
 def _from_keras(model: Any) -> Source:

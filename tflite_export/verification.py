@@ -130,6 +130,10 @@ def _pair(source: Source, file: TFLiteModel) -> dict[str, str]:
             pairs |= {name: name for name in ours}
         else:
             raise ValueError(f"{source.label} has the {what} {list(ours)}, the file {list(theirs)}: not its file.")
+    for name, spec in source.inputs.items():
+        wanted, found = spec.shape[1:], next(info.shape for info in file.inputs if info.name == pairs[name])[1:]
+        if len(wanted) != len(found) or any(a not in (None, b) for a, b in zip(wanted, found, strict=True)):
+            raise ValueError(f"{source.label} takes samples of shape {wanted}, the file of {found}: not its file.")
     return pairs
 
 

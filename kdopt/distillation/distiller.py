@@ -179,6 +179,10 @@ class Distiller(keras.Model):
                     "name. Rename the output, or give the loss another `name`."
                 )
 
+    def __tflite_source__(self) -> dict[str, Any]:
+        """Refuses: what is shipped is the student."""
+        raise TypeError("A Distiller is no model to ship: convert its student, `distiller.student`.")
+
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {

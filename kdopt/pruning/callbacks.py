@@ -93,6 +93,10 @@ class GradualPruning(keras.callbacks.Callback):
     # Masks change at the beginning of a batch, before a validation and at the end of an epoch. The first batch
     # sets everything up, because only then every other callback has restored its state.
 
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        Company(callback_list(self), self).discard_unfinished_backup()  # before Keras reads it
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.release()
         self._company = Company(callback_list(self), self)
@@ -184,7 +188,7 @@ class GradualPruning(keras.callbacks.Callback):
             warnings.warn(
                 f"GradualPruning: training ended after {run.step} updates, before the schedule did: sparsity is "
                 f"{sparsity(self.kernels):.3f} instead of {self.schedule.final_sparsity:.3f}. Train longer or use a "
-                "smaller end_step. A best epoch that a callback kept has no more than that.",
+                f"smaller end_step.{self._company.describe_early_best()}",
                 stacklevel=2,
             )
         self._company.warn_of_early_best()

@@ -71,6 +71,22 @@ class Company:
         """The backup callback of this `fit`."""
         return next(iter(self._all(BackupAndRestore)), None)
 
+    def discard_unfinished_backup(self) -> None:
+        """Deletes a first backup whose writing was cut off by a kill: Keras would stop at it, and nothing is in it.
+
+        Raises: RuntimeError if a later backup is damaged and there is none before it.
+        """
+        backup = self.backup()
+        weights = None if backup is None else Path(backup.backup_dir, "latest.weights.h5")
+        if weights is None or not weights.exists() or weights.with_suffix(".h5.bkp").exists() or _opens(weights):
+            return
+        if weights.with_name("training_metadata.json").exists():
+            raise RuntimeError(
+                f"The backup {weights} is damaged and there is none before it: the process was killed while Keras wrote "
+                f"it. Delete {weights.parent} to start anew, and use BackupAndRestore(..., double_checkpoint=True)."
+            )
+        weights.unlink()
+
     def has_backup(self) -> bool:
         """Whether weights of an earlier run lie in the backup's folder."""
         backup = self.backup()
@@ -84,6 +100,12 @@ class Company:
         for checkpoint, best in self._best_at_start:
             checkpoint.best = best
 
+    def describe_early_best(self) -> str:
+        """A sentence on the best epochs kept before the final sparsity; empty where nothing keeps any."""
+        names = [type(c).__name__ for c, _ in self._best_at_start]
+        names += [type(c).__name__ for c in self._all(EarlyStopping) if c.restore_best_weights]
+        return f" The best epoch that {' and '.join(names)} kept is no sparser than that." if names else ""
+
     def warn_of_early_best(self) -> None:
         """Warns of files that still hold an epoch from before the final sparsity."""
         for checkpoint, best in self._best_at_start:
@@ -96,3 +118,13 @@ class Company:
 
     def _all(self, kind: type) -> list[Any]:
         return [] if self.run is None else [c for c in self.run.callbacks if isinstance(c, kind)]
+
+
+def _opens(path: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(path):
+            return True
+    except OSError:
+        return False

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from kdopt.distillation import Distiller
@@ -44,6 +45,8 @@ def test_one_fit_prunes_distills_and_quantizes():
     kernels.append(stripped.get_layer("head").get_layer("classes").kernel)
     assert [np.mean(kernel.numpy() == 0) for kernel in kernels] == [0.5] * 3
 
+    with pytest.raises(TypeError, match="convert its student, `distiller.student`"):
+        convert(distiller, "float32")
     file = convert(qat, "int8")
     assert file.calibrated == ()
     sizes = {int(np.prod(kernel.shape)): kernel for kernel in kernels}

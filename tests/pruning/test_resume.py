@@ -202,3 +202,28 @@ def test_old_masks_are_deleted(tmp_path):
     model.fit(x, x, batch_size=8, epochs=6, verbose=0, callbacks=callbacks)  # 2 updates an epoch
     # After epoch n the masks of the last three epoch ends, and all since, are there.
     assert count.steps == [[0, 1, 2], [0, 1, 2, 3, 4], [2, 3, 4, 5, 6], [4, 5, 6, 7, 8], [6, 7, 8, 9], [8, 9]]
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def test_a_first_backup_cut_off_by_a_kill_is_no_backup(tmp_path):
+    short = Polynomial(0.8, begin_step=3, end_step=20, frequency=4)
+    make_run(tmp_path, short, stop_at=1)
+    damage(tmp_path / "latest.weights.h5")
+    os.remove(tmp_path / "training_metadata.json")
+    model = make_run(tmp_path, short)
+    assert np.mean(model.get_layer("a").kernel.numpy() == 0) == pytest.approx(0.8, abs=1e-3)
+    assert int(model.optimizer.iterations) == 24
+
+
+def test_a_damaged_backup_falls_back_on_the_one_before_or_is_refused(tmp_path):
+    make_run(tmp_path / "two", stop_at=2)
+    damage(tmp_path / "two" / "latest.weights.h5")
+    model = make_run(tmp_path / "two", epochs=9)
+    assert int(model.optimizer.iterations) == 54
+    make_run(tmp_path / "one", stop_at=1)
+    damage(tmp_path / "one" / "latest.weights.h5")
+    with pytest.raises(RuntimeError, match="is damaged and there is none before it.*Delete.*double_checkpoint=True"):
+        make_run(tmp_path / "one")

@@ -54,7 +54,7 @@ def test_convert_verify_benchmark(files, capfd, convnet, images, tmp_path):
     ("options", "message"),
     [
         (("none.keras", "float32"), "No such model"),
-        (("net.keras", "int8"), "needs `representative_data`"),
+        (("net.keras", "int8"), "--precision int8 needs --calibration: an .npz"),
         (("net.keras", "int8", "none.npz"), "No such file"),
         (("net.keras", "int8", "broken.npz"), "is not a readable .npz file"),
         (("net.keras", "int8", "wrong.npz"), "expected shape (n, 16, 16, 3); got (96, 8, 16, 3)"),
@@ -116,3 +116,26 @@ def test_package_face():
         assert getattr(tflite_export, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'covert'; it has"):
         _ = tflite_export.covert
+
+
+def test_a_custom_class_is_imported_or_named(tmp_path, capfd, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable('mine')\n"
+        "class Twice(keras.layers.Layer):\n"
+        "    def call(self, x):\n"
+        "        return 2 * x\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    make = "import keras, mine; keras.Sequential([keras.Input((3,)), mine.Twice()]).save('custom.keras')"
+    subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True, capture_output=True)
+    convert = ("convert", tmp_path / "custom.keras", "--precision", "float32", "-o", tmp_path / "out.tflite")
+    code, _, err = _run(capfd, *convert)
+    assert code == 2
+    assert "Could not locate class 'Twice'" in err
+    assert "--import PACKAGE" in err
+    assert "Full object config" not in err
+    code, _, err = _run(capfd, *convert, "--import", "nowhere")
+    assert (code, err) == (2, "tflite-export: No module named 'nowhere'\n")
+    code, said, _ = _run(capfd, *convert, "--import", "mine")
+    assert code == 0, said

@@ -151,3 +151,9 @@ def test_benchmark(int8_file):
     for bad in ({"threads": 0}, {"threads": True}, {"seconds": 0}):
         with pytest.raises(ValueError, match="must be"):
             tflite_export.benchmark(int8_file, **bad)
+
+
+def test_a_file_of_another_model_is_refused_by_shape():
+    small, large = (keras.Sequential([keras.Input((n,)), keras.layers.Dense(2)]) for n in (3, 5))
+    with pytest.raises(ValueError, match=r"takes samples of shape \(3,\), the file of \(5,\): not its file"):
+        tflite_export.verify(small, tflite_export.convert(large, "float32"), np.ones((2, 3), "float32"))
