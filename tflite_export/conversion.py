@@ -126,7 +126,14 @@ def _save(source: Source, function: Any, folder: str) -> None:
     holder.tracked = [*_variables(source.module), *function.graph.variables]
     if not hasattr(source.module, "variables"):
         holder.module = source.module
-    tf.saved_model.save(holder, folder, signatures={"serving_default": function})
+    try:
+        tf.saved_model.save(holder, folder, signatures={"serving_default": function})
+    except (AssertionError, ValueError) as error:  # a table of a lookup layer, a name TensorFlow cannot store
+        reason = str(error).strip().splitlines()[0]
+        raise ConversionError(
+            f"{source.label} cannot be saved for the converter: {reason} Do look-ups (StringLookup, IntegerLookup) "
+            "before the model, and give model and layers plain names."
+        ) from error
 
 
 def _variables(module: Any) -> list[Any]:
@@ -181,7 +188,7 @@ def _refuse_loops(source: Source, rule: Precision, content: bytes) -> None:
         raise ConversionError(
             f"{source.label} does not convert to {rule.name}: layer {', '.join(map(repr, loops))} is a loop, which the "
             "converter cannot calibrate. Rebuild a recurrent layer with `unroll=True` and copy the weights, or choose "
-            "'dynamic' or 'float16'."
+            f"'dynamic' or 'float16'{' for the model without fake-quantization' if source.has_ranges else ''}."
         )
 
 

@@ -108,16 +108,20 @@ def from_protocol(target: Any) -> Source:
 
 
 def safe_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Names a signature can hold: other characters than letters, digits and _ become _ ; repeated ones get a number."""
-    seen: list[str] = []
-    for name in names:
-        safe = base = re.sub(r"\W", "_", str(name), flags=re.ASCII) or "tensor"
+    """Names a signature can hold: other characters than letters, digits and _ become _ ; repeated ones get a number.
+
+    The numbers depend on the names alone, not on their order, so that a dict in another order means the same.
+    """
+    given = [str(name) for name in names]
+    safe: dict[int, str] = {}
+    for index in sorted(range(len(given)), key=lambda i: (given[i], i)):
+        candidate = base = re.sub(r"\W", "_", given[index], flags=re.ASCII) or "tensor"
         number = 0
-        while safe in seen:
+        while candidate in safe.values():
             number += 1
-            safe = f"{base}_{number}"
-        seen.append(safe)
-    return tuple(seen)
+            candidate = f"{base}_{number}"
+        safe[index] = candidate
+    return tuple(safe[index] for index in range(len(given)))
 
 
 def named_outputs(result: Any, names: tuple[str, ...]) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def _reason(error: Exception) -> str:
     missing = re.search(r"Could not locate \w+ '[^']*'", text)
     if missing:
         return (
-            f"{missing.group()}. Import the package that registers it first, in Python or with `--import PACKAGE` on the "
-            "command line (`kdopt` for its QAT models)."
+            f"{missing.group()}. Import the package that registers it first, in Python or with `--import PACKAGE` on "
+            "the command line (`kdopt` for its QAT models)."
         )
     return text if len(text) <= 1000 else f"{text[:1000]} ..."
 

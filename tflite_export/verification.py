@@ -14,6 +14,7 @@ from tflite_export.silence import silenced
 from tflite_export.sources import resolve
 
 _MAX_OVER_RMSE = 20
+_MAX_STEP = 4 / 255  # of the peak: outputs of both signs, and calibration data that reached twice as far
 TFLite = TFLiteModel | str | os.PathLike[str] | bytes
 
 
@@ -77,7 +78,8 @@ def verify(source: Any, tflite: TFLite, data: Any, tolerance: float | None = Non
         limit   = tolerance * max |source| + step
         passed <=> rmse <= limit  and  max |file - source| <= 20 * limit        for every output
 
-    step is that of an int8 output with the default tolerance, as no such file can be closer; else 0. The first
+    step is that of an int8 output with the default tolerance, as no such file can be closer, but at most 4/255 of
+    max |source|; else 0. The first
     condition is about accuracy; the second about single values, such as one class of many that never fires.
 
     Args:
@@ -159,7 +161,8 @@ def _check(
         raise ValueError(f"Output {name!r}: the source gives shape {reference.shape}, the file {candidate.shape}.")
     distance = metrics.errors(reference, candidate)
     tolerance, step = accepted
-    limit = tolerance * distance.peak + step
+    # A file with a grid far wider than its source's outputs must not loosen its own limit.
+    limit = tolerance * distance.peak + min(step, _MAX_STEP * distance.peak)
     classifier = reference.ndim == 2 and reference.shape[1] >= 2 and reference.shape not in input_shapes
     return OutputCheck(
         name=name,

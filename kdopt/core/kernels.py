@@ -18,6 +18,7 @@ class KernelView:
         layer: The layer that owns it.
         variable: The float Variable that training updates, never a fake-quantized tensor.
         channel_axis: Integer, axis of the output channels.
+        index: Integer >= 0, place among the kernels of the model.
     """
 
     name: str
@@ -25,6 +26,7 @@ class KernelView:
     layer: keras.layers.Layer
     variable: keras.Variable
     channel_axis: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,11 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
             else:
                 skipped.append(Skipped(path or name, "not trained by this fit", known=True))
     paths = [path for path, *_ in found]
-    return [KernelView(_shortest(path, paths, v.name), path, layer, v, axis) for path, layer, v, axis in found], skipped
+    views = [
+        KernelView(_shortest(path, paths, variable.name), path, layer, variable, axis, index)
+        for index, (path, layer, variable, axis) in enumerate(found)
+    ]
+    return views, skipped
 
 
 def _walk(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:

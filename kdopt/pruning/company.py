@@ -82,8 +82,8 @@ class Company:
             return
         if weights.with_name("training_metadata.json").exists():
             raise RuntimeError(
-                f"The backup {weights} is damaged and there is none before it: the process was killed while Keras wrote "
-                f"it. Delete {weights.parent} to start anew, and use BackupAndRestore(..., double_checkpoint=True)."
+                f"The backup {weights} is damaged and there is none before it: the process was killed while Keras "
+                f"wrote it. Delete {weights.parent} to start anew, and use BackupAndRestore(..., double_checkpoint=True)."
             )
         weights.unlink()
 

@@ -87,9 +87,13 @@ class PruningRun:
     def update_if_due(self) -> None:
         """Changes the masks if the schedule has an update at or before this step."""
         step = self.step
-        if self._next is not None and step >= self._next:
-            scores = [self._criterion.score(_numpy(view.variable)) for view in self.kernels]
-            masks = make_masks(scores, self._schedule(step), self._scope)
+        if self._next is not None and step >= self._next and not self.model.stop_training:
+            try:
+                scores = [self._criterion.score(_numpy(view.variable)) for view in self.kernels]
+                masks = make_masks(scores, self._schedule(step), self._scope)
+            except Exception:
+                self.release()
+                raise
             self._next = self._schedule.next_update(step)
             # On disk first: no backup of weights with these zeros can come before their masks.
             self._backup.write(step + self._begin, masks, begin=self._begin, updated=True)
@@ -126,7 +130,8 @@ class PruningRun:
             "schedule": [type(self._schedule).__name__, self._schedule.get_config()],
             "criterion": [type(self._criterion).__name__, self._criterion.get_config()],
             "scope": self._scope,
-            "kernels": [[view.path, list(view.variable.shape)] for view in self.kernels],
+            # By place, not by name: Keras numbers unnamed layers on, so that a net built again has other names.
+            "kernels": [[view.index, list(view.variable.shape)] for view in self.kernels],
         }
 
 

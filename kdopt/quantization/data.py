@@ -1,5 +1,6 @@
 """Calibration data in the forms users have it, as batches of one array an input."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -67,7 +68,7 @@ def _split(data: Any, inputs: Sequence[InputSpec]) -> Iterator[list[Any]]:
         yield from _slices([data])
     elif isinstance(data, (list, tuple)):
         yield from _of_list(data, inputs)
-    elif isinstance(data, Iterable):
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, os.PathLike)):
         yield from _of_iterable(data, inputs)
     else:
         raise TypeError(

@@ -134,6 +134,7 @@ def test_select():
         return [view.name for view in select(kernels, chosen, skipped)]
 
     assert names(None) == ["one", "two", "last"]
+    assert [view.index for view in select(kernels, ["last"], skipped)] == [2]
     assert names(["last", "one"]) == ["one", "last"]
     assert names([block]) == names(["block"]) == ["one", "two"]
     assert names([last]) == ["last"]

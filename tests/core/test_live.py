@@ -33,6 +33,7 @@ SETTINGS = {
     "gradient_accumulation": ({"gradient_accumulation_steps": 4}, {}, None),
     "mixed_float16": ({}, {}, "mixed_float16"),
     "ema": ({"use_ema": True, "ema_overwrite_frequency": 1}, {}, None),
+    "static_loss_scale": ({"loss_scale_factor": 8.0}, {}, None),
 }
 
 

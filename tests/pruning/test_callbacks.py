@@ -196,6 +196,7 @@ def test_subclassed_model_and_unknown_layer():
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.warns(UserWarning, match="leaves out layers of a kind it does not know. 'own': Own has no rule"):
         fit(model, GradualPruning(Constant(0.5)))
+    assert all(kernel.constraint is None for kernel in kernels(model))
     assert np.count_nonzero(model.stem.kernel.numpy()) == 36
 
 
@@ -280,3 +281,12 @@ def test_bad_arguments():
     kernels(model)[0].assign(np.full((3, 3, 2, 4), np.nan))
     with pytest.raises(ValueError, match="pruning scores are NaN or infinite: training has diverged"):
         fit(model, GradualPruning(Constant(0.5)))
+    assert all(kernel.constraint is None for kernel in kernels(model))
+
+
+def test_terminate_on_nan_ends_the_fit_as_without_pruning():
+    model = make_model(keras.optimizers.SGD(1e30))
+    with pytest.warns(UserWarning, match="before the schedule did"):
+        logs = fit(model, keras.callbacks.TerminateOnNaN(), GradualPruning(Polynomial(0.5, end_step=8, frequency=2)))
+    assert len(logs.history["loss"]) == 1
+    assert all(kernel.constraint is None for kernel in kernels(model))

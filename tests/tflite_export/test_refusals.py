@@ -120,3 +120,10 @@ def test_layer_of_a_scope(path, numbered, layer):
 
 def test_layer_of_a_scope_without_known_layers():
     assert layer_of("hidden/inner/MatMul") == "hidden/inner"
+
+
+def test_a_lookup_layer_is_refused():
+    lookup = keras.layers.IntegerLookup(vocabulary=[1, 2])
+    model = keras.Sequential([keras.Input((1,), dtype="int32"), lookup, keras.layers.Embedding(3, 2)])
+    with pytest.raises(tflite_export.ConversionError, match="cannot be saved for the converter.*Do look-ups"):
+        tflite_export.convert(model, "float32")

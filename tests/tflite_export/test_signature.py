@@ -119,3 +119,10 @@ def test_open_image_size():
     for size in (9, 14):
         x = np.random.default_rng(size).normal(size=(3, size, size, 3)).astype("float32")
         np.testing.assert_allclose(file.predict(x), model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_names_that_become_alike_do_not_depend_on_the_order_of_a_dict():
+    from tflite_export.protocol import safe_names
+
+    assert safe_names(["x_1", "x.1"]) == safe_names(["x.1", "x_1"])[::-1] == ("x_1_1", "x_1")
+    assert safe_names(["a", "a", ""]) == ("a", "a_1", "tensor")

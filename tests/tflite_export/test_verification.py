@@ -157,3 +157,16 @@ def test_a_file_of_another_model_is_refused_by_shape():
     small, large = (keras.Sequential([keras.Input((n,)), keras.layers.Dense(2)]) for n in (3, 5))
     with pytest.raises(ValueError, match=r"takes samples of shape \(3,\), the file of \(5,\): not its file"):
         tflite_export.verify(small, tflite_export.convert(large, "float32"), np.ones((2, 3), "float32"))
+
+
+@pytest.mark.parametrize("scale", [255, 1000])
+def test_a_file_calibrated_on_another_scale_does_not_pass(scale):
+    x = np.random.default_rng(0).random((64, 8)).astype("float32")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(4)])
+    assert tflite_export.verify(model, tflite_export.convert(model, "int8", x), x).passed
+    assert not tflite_export.verify(model, tflite_export.convert(model, "int8", scale * x), x).passed
+
+
+def test_a_nan_in_the_place_of_the_largest_class_is_no_agreement():
+    reference, candidate = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.0, np.nan], [1.0, 0.0]])
+    assert metrics.top1_agreement(reference, candidate) == 0.5
