@@ -83,7 +83,7 @@ class Company:
         if weights.with_name("training_metadata.json").exists():
             raise RuntimeError(
                 f"The backup {weights} is damaged and there is none before it: the process was killed while Keras "
-                f"wrote it. Delete {weights.parent} to start anew, and use BackupAndRestore(..., double_checkpoint=True)."
+                f"wrote it. Delete {weights.parent} to start anew, and give BackupAndRestore double_checkpoint=True."
             )
         weights.unlink()
 
