@@ -10,6 +10,7 @@ from typing import Any
 
 from tflite_export.protocol import InputSpec, Source, from_protocol, layer_names, named_outputs, safe_names
 
+_SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 _KERAS_FILES = (".keras", ".h5", ".hdf5")
 _SUPPORTED = (
     "a Keras 3 model, a tf_keras model, the path of a `.keras` file or of a SavedModel folder, "
@@ -92,6 +93,7 @@ def _from_keras(model: Any) -> Source:
     import keras
 
     label = f"Keras model {model.name!r}"
+    _check_names(model, label)
     structure, outputs = getattr(model, "_inputs_struct", None), None
     if structure is None and isinstance(model, keras.Sequential) and model.built:
         structure, outputs = model.inputs[0], model.outputs
@@ -118,10 +120,29 @@ def _from_keras(model: Any) -> Source:
     )
 
 
+def _check_names(model: Any, label: str) -> None:
+    """TensorFlow refuses such a name in the middle of the call, and Keras then keeps its name scope for good."""
+    import keras
+
+    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, keras.layers.InputLayer)]
+    strange = [name for name in sorted({layer.name for layer in layers}) if not _SCOPE_NAME.fullmatch(name)]
+    if strange:
+        raise ValueError(
+            f"{label} has names that TensorFlow cannot put into a graph: {', '.join(map(repr, strange))}. Expected "
+            "letters, digits and _ . - / only, a letter, a digit or a dot first. Build the model with such names and "
+            "copy the weights: `new.set_weights(model.get_weights())`."
+        )
+
+
 def _from_called(model: Any, label: str) -> Source:
     """A subclassed Keras 3 model: Keras recorded the shapes of its first call."""
     import keras
 
+    if isinstance(model, keras.Sequential):
+        raise ValueError(
+            f"{label} is not built, so its input shape is unknown. Start it with `keras.Input(shape)`, or call "
+            "`model.build((None, ...))`, then convert."
+        )
     shapes = getattr(model, "_build_shapes_dict", None)
     if not model.built or not shapes or not getattr(model, "_called", True):
         raise ValueError(

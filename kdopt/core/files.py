@@ -17,7 +17,10 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
         content: Bytes.
 
     Returns: `path` as a `Path`.
+    Raises: IsADirectoryError if `path` is a folder or empty.
     """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"Expected the name of a file to write; got the folder {os.fspath(path)!r}.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import keras
@@ -198,11 +199,18 @@ def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> li
         hits = [view for view in kernels if _selects(item, view)]
         if not hits:
             name = item if isinstance(item, str) else getattr(item, "name", repr(item))
-            why = next((f" ({s.reason})" for s in skipped if name in s.name.split("/")), "")
-            known = ", ".join(view.name for view in kernels)
-            raise ValueError(f"Layer {name!r} has no prunable kernel{why}. Prunable here: {known}.")
+            raise ValueError(f"{_why_not(name, kernels, skipped)} Prunable here: {', '.join(v.name for v in kernels)}.")
         chosen_ids.update(id(view) for view in hits)
     return [view for view in kernels if id(view) in chosen_ids]
+
+
+def _why_not(name: str, kernels: list[KernelView], skipped: list[Skipped]) -> str:
+    reason = next((skip.reason for skip in skipped if name in skip.name.split("/")), None)
+    if reason is not None:
+        return f"Layer {name!r} has no prunable kernel ({reason})."
+    close = get_close_matches(name, [view.name for view in kernels], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"There is no layer {name!r} with a prunable kernel.{hint}"
 
 
 def _selects(item: Any, view: KernelView) -> bool:

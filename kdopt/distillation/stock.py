@@ -1,12 +1,12 @@
 """The loss objects of `keras.distillation` in our Distiller."""
 
-import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from kdopt.core.notices import warn_user
 from kdopt.distillation.outputs import OutputPair
 
 
@@ -23,11 +23,10 @@ def check_stock(loss: Any, student: keras.Model, teacher: keras.Model) -> None:
             "`keras.distillation.Distiller`."
         )
     if _is_logits(loss) and any(part is keras.losses.kl_divergence for part in keras.tree.flatten(loss.loss)):
-        warnings.warn(
+        warn_user(
             "LogitsDistillation(loss='kl_divergence') resolves to a function that Keras applies to the logits without "
             "a softmax, clipped to [0, 1]; the result is no divergence of probabilities. Pass "
-            "`loss=keras.losses.KLDivergence()`, or use kdopt's `SoftTargets`.",
-            stacklevel=4,
+            "`loss=keras.losses.KLDivergence()`, or use kdopt's `SoftTargets`."
         )
     loss.validate_model_compatibility(teacher, student)
 

@@ -33,12 +33,7 @@ def distill_and_prune(
 ) -> tuple[keras.Model, Epochs]:
     """Trains the small network on labels and teacher in one `fit`, while its kernels become sparse."""
     student = recipe.student(data.image_shape, data.classes)
-    distiller = Distiller(
-        student=student,
-        teacher=teacher,
-        distillation_losses=[SoftTargets(temperature=recipe.temperature)],
-        student_loss_weight=recipe.student_loss_weight,
-    )
+    distiller = _distiller(student, teacher, recipe)
     _compile(distiller, data, recipe, recipe.learning_rate, recipe.student_epochs)
     pruning = GradualPruning(pruning_schedule(data, recipe))
     return student, _fit(distiller, data, recipe, recipe.student_epochs, seed + 1, say, pruning)
@@ -49,12 +44,7 @@ def train_quantized(
 ) -> tuple[Any, Epochs]:
     """Fine-tunes the sparse student with the rounding of int8; teacher and zeros stay."""
     quantized = quantize_aware(student, calibration=data.train[0][:_CALIBRATION_IMAGES])
-    distiller = Distiller(
-        student=quantized,
-        teacher=teacher,
-        distillation_losses=[SoftTargets(temperature=recipe.temperature)],
-        student_loss_weight=recipe.student_loss_weight,
-    )
+    distiller = _distiller(quantized, teacher, recipe)
     _compile(distiller, data, recipe, recipe.quantized_learning_rate, recipe.quantized_epochs)
     pruning = GradualPruning(Constant(recipe.sparsity))
     return quantized, _fit(distiller, data, recipe, recipe.quantized_epochs, seed + 2, say, pruning)
@@ -70,6 +60,15 @@ def pruning_schedule(data: Dataset, recipe: Recipe) -> Schedule:
     total = recipe.student_epochs * steps_an_epoch(data, recipe)
     begin, end = int(recipe.prune_from * total), math.ceil(recipe.prune_until * total)
     return Polynomial(recipe.sparsity, begin_step=begin, end_step=end, frequency=max(1, (end - begin) // 40))
+
+
+def _distiller(student: keras.Model, teacher: keras.Model, recipe: Recipe) -> Distiller:
+    return Distiller(
+        student=student,
+        teacher=teacher,
+        distillation_losses=[SoftTargets(temperature=recipe.temperature)],
+        student_loss_weight=recipe.student_loss_weight,
+    )
 
 
 def _compile(model: keras.Model, data: Dataset, recipe: Recipe, peak: float, epochs: int) -> None:

@@ -1,6 +1,5 @@
 """Gradual magnitude pruning as a Keras callback."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import keras
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.kernels import KernelView, Skipped, find_kernels, select
 from kdopt.core.live import callback_list, innermost, updates
+from kdopt.core.notices import warn_user
 from kdopt.core.validation import check_one_of
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.pruning.company import Company
@@ -175,21 +175,19 @@ class GradualPruning(keras.callbacks.Callback):
     def _finish(self) -> None:
         """After the last callback: exact zeros, nothing attached, no silent surprise."""
         if self._begin is None and not self._company.has_backup():
-            warnings.warn("GradualPruning: fit ran no batch, so nothing was pruned.", stacklevel=2)
+            warn_user("GradualPruning: fit ran no batch, so nothing was pruned.")
             return
         run = self._started()  # a backup of a finished run may have been restored
         if run.apply() and not getattr(innermost(self.model.optimizer), "use_ema", False):
-            warnings.warn(
+            warn_user(
                 "GradualPruning: another callback put in weights that were not pruned like the last epoch's, e.g. an "
-                "earlier, less sparse epoch. They were masked again: evaluate the model before you use it.",
-                stacklevel=2,
+                "earlier, less sparse epoch. They were masked again: evaluate the model before you use it."
             )
         if not run.complete:
-            warnings.warn(
+            warn_user(
                 f"GradualPruning: training ended after {run.step} updates, before the schedule did: sparsity is "
                 f"{sparsity(self.kernels):.3f} instead of {self.schedule.final_sparsity:.3f}. Train longer or use a "
-                f"smaller end_step.{self._company.describe_early_best()}",
-                stacklevel=2,
+                f"smaller end_step.{self._company.describe_early_best()}"
             )
         self._company.warn_of_early_best()
         self._warn_of_dead_kernels()
@@ -199,13 +197,12 @@ class GradualPruning(keras.callbacks.Callback):
         unknown = [skip for skip in self.skipped if not skip.known]
         if unknown and self.layers is None:
             listed = "; ".join(f"{skip.name!r}: {skip.reason}" for skip in unknown)
-            warnings.warn(f"GradualPruning leaves out layers of a kind it does not know. {listed}.", stacklevel=2)
+            warn_user(f"GradualPruning leaves out layers of a kind it does not know. {listed}.")
 
     def _warn_of_dead_kernels(self) -> None:
         dead = [view.name for view in self.kernels if sparsity([view]) == 1]
         if dead:
-            warnings.warn(
+            warn_user(
                 f"GradualPruning: every weight of {', '.join(dead)} is zero. Use scope='layer', a lower sparsity, or "
-                "leave these layers out with `layers`.",
-                stacklevel=2,
+                "leave these layers out with `layers`."
             )

@@ -1,12 +1,13 @@
 """The other callbacks of a `fit`: their order, their best epochs, their backup."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 from keras.callbacks import BackupAndRestore, EarlyStopping, ModelCheckpoint, ProgbarLogger
+
+from kdopt.core.notices import warn_user
 
 Logs = dict[str, Any]
 
@@ -110,10 +111,9 @@ class Company:
         """Warns of files that still hold an epoch from before the final sparsity."""
         for checkpoint, best in self._best_at_start:
             if self._best_is_final and checkpoint.best == best and Path(checkpoint.filepath).exists():
-                warnings.warn(
+                warn_user(
                     f"GradualPruning: no epoch since the final sparsity was better than {best} for ModelCheckpoint; "
-                    f"{checkpoint.filepath} holds an earlier, less sparse one.",
-                    stacklevel=3,
+                    f"{checkpoint.filepath} holds an earlier, less sparse one."
                 )
 
     def _all(self, kind: type) -> list[Any]:

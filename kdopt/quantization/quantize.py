@@ -27,9 +27,9 @@ def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -
             `None`: the first data `fit` gets; until then the model does not predict.
 
     Returns: A `keras.Model` with `report`, `strip()`, `calibrate(data)`; `compile`, `fit`, `save` are Keras's own.
-    Raises: TypeError for a subclassed model; ValueError for an unknown engine, a model that is not float32 or bad
-        calibration data; RuntimeError naming the layer if the rebuilt model is not equal; ImportError with the pip
-        line if tf_keras or tfmot is missing or does not fit.
+    Raises: TypeError for a subclassed model or one that is quantized already; ValueError for an unknown engine, a
+        model that is not float32 or bad calibration data; RuntimeError naming the layer if the rebuilt model is not
+        equal; ImportError with the pip line if tf_keras or tfmot is missing or does not fit.
 
     Example:
     ```
@@ -44,4 +44,9 @@ def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -
         Inference", CVPR 2018, equation 12.
     """
     check_one_of("engine", engine, ENGINES)
+    if isinstance(model, QuantizedModel):
+        raise TypeError(
+            f"{model.name!r} is quantized already. Train it on with `fit`, set its ranges anew with `calibrate(data)`, "
+            "or start from its float weights: `quantize_aware(model.strip(), ...)`."
+        )
     return QuantizedModel(model, calibration)

@@ -139,7 +139,7 @@ def test_select():
     assert names([block]) == names(["block"]) == ["one", "two"]
     assert names([last]) == ["last"]
     assert names(lambda view: view.variable.shape[-1] == 4) == ["one", "two"]
-    with pytest.raises(ValueError, match="Layer 'norm' has no prunable kernel. Prunable here: one, two, last."):
+    with pytest.raises(ValueError, match="no layer 'norm' with a prunable kernel. Prunable here: one, two, last."):
         names(["norm"])
     with pytest.raises(ValueError, match=r"`layers` must be a list, e.g. \['last'\]"):
         names("last")

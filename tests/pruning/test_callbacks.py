@@ -221,8 +221,10 @@ def test_a_schedule_that_cannot_finish_warns():
     model = make_model()
     with pytest.warns(
         UserWarning, match="ended after 8 updates, before the schedule did: sparsity is 0.[0-9]+ instead of 0.8"
-    ):
+    ) as caught:
         fit(model, GradualPruning(Polynomial(0.8, end_step=1000, frequency=4)), epochs=1)
+    ours = [warning for warning in caught if "GradualPruning" in str(warning.message)]
+    assert [warning.filename for warning in ours] == [__file__]  # the user's file, not ours and not Keras's
     assert all(kernel.constraint is None for kernel in kernels(model))
 
 
@@ -275,8 +277,10 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`scope` must be one of 'layer', 'global'"):
         GradualPruning(Constant(0.5), scope="model")
     model = make_model()
-    with pytest.raises(ValueError, match="Layer 'norm' has no prunable kernel"):
+    with pytest.raises(ValueError, match="no layer 'norm' with a prunable kernel. Prunable here: conv"):
         fit(model, GradualPruning(Constant(0.5), layers=["norm"]))
+    with pytest.raises(ValueError, match="no layer 'hiden' with a prunable kernel. Did you mean 'hidden'"):
+        fit(model, GradualPruning(Constant(0.5), layers=["hiden"]))
     kernels(model)[0].assign(np.full((3, 3, 2, 4), np.nan))
     with pytest.raises(ValueError, match="pruning scores are NaN or infinite: training has diverged"):
         fit(model, GradualPruning(Constant(0.5)))

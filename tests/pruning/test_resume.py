@@ -145,6 +145,30 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path):
     assert np.mean(resumed.get_layer("a").kernel.numpy() == 0) == pytest.approx(0.8, abs=1e-3)
 
 
+def test_masks_are_on_disk_before_the_weights_have_their_zeros(tmp_path, monkeypatch):
+    """Killed between the two, a backup has masks without zeros (an older entry fits), never zeros without masks."""
+
+    class Killed(Exception):
+        pass
+
+    def die(self, entry):
+        if entry.meta["updated"]:
+            raise Killed
+
+    monkeypatch.setattr(Sidecar, "write", die)
+    seen = []
+    keep = GradualPruning.on_train_batch_begin
+
+    def watch(self, batch, logs=None):
+        seen.append(self.model)
+        keep(self, batch, logs)
+
+    monkeypatch.setattr(GradualPruning, "on_train_batch_begin", watch)
+    with pytest.raises(Killed):
+        make_run(tmp_path)
+    assert np.all(seen[-1].get_layer("a").kernel.numpy() != 0)
+
+
 def test_missing_masks_are_refused(tmp_path):
     make_run(tmp_path, stop_at=2)
     for file in tmp_path.glob("kdopt-*"):

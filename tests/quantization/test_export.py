@@ -88,6 +88,35 @@ def test_the_file_computes_what_was_trained(build, most, mean):
     assert np.ptp(received) > 60 * step
 
 
+OPS = {
+    "conv": lambda x: layers.Conv2D(6, 3)(x),
+    "conv_relu": lambda x: layers.Conv2D(6, 3, strides=2, padding="same", activation="relu")(x),
+    "conv_norm_relu6": lambda x: layers.ReLU(6.0)(layers.BatchNormalization()(layers.Conv2D(6, 3, use_bias=False)(x))),
+    "depthwise": lambda x: layers.DepthwiseConv2D(3, depth_multiplier=2)(x),
+    "transposed": lambda x: layers.Conv2DTranspose(4, 2, strides=2)(x),
+    "dense": lambda x: layers.Dense(5)(layers.Flatten()(x)),
+    "average_pooling": lambda x: layers.AveragePooling2D(2)(x),
+    "global_average": lambda x: layers.GlobalAveragePooling2D()(x),
+    "max_pooling": lambda x: layers.MaxPooling2D(2)(x),
+    "add": lambda x: layers.Add()([x, layers.ReLU()(x)]),
+    "concatenate": lambda x: layers.Concatenate()([x, layers.ReLU()(x)]),
+    "softmax": lambda x: layers.Softmax()(x),
+    "upsampling": lambda x: layers.UpSampling2D(2)(x),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_one_op_is_within_one_step_of_its_training(name):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8, 8, 2), name="image")
+    model = quantize_aware(keras.Model(inputs, OPS[name](inputs)), calibration=X)
+    found = interpreter(tflite_export.convert(model, "int8").content)
+    received, step = run(found, X[:32])
+    gap = np.abs(received - model.predict(X[:32], verbose=0)) / step
+    assert gap.max() < 1.01
+    assert np.ptp(received) > 60 * step
+
+
 def test_weights_and_scales_are_the_trained_ones():
     model = trained(plain)
     found = interpreter(tflite_export.convert(model, "int8").content)

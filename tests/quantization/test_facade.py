@@ -270,10 +270,19 @@ def test_report_says_how_each_layer_is_quantized():
     inputs = keras.Input((4,), dtype="int32")
     x = layers.Embedding(5, 3, name="words")(ops.cast(inputs, "int32"))
     x = layers.LSTM(3, name="memory")(x)
-    tokens = quantize_aware(keras.Model(inputs, layers.Dense(2)(x)), calibration=np.ones((8, 4)))
-    modes = {entry.layer: entry.mode for entry in tokens.report}
-    assert modes["memory"] == "calibration-only"
-    assert modes["cast"] == "float"
+    with pytest.warns(UserWarning, match="cannot become an int8 file as it is: 'memory' keeps a loop.*unroll=True"):
+        tokens = quantize_aware(keras.Model(inputs, layers.Dense(2)(x)), calibration=np.ones((8, 4)))
+    report = {entry.layer: entry for entry in tokens.report}
+    assert report["memory"].mode == "calibration-only"
+    assert "int8 export needs `unroll=True`" in report["memory"].reason
+    assert report["cast"].mode == "float"
+
+
+def test_an_unrolled_loop_needs_no_warning(recwarn):
+    source = keras.Sequential([keras.Input((3, 2)), layers.GRU(2, unroll=True, name="memory"), layers.Dense(2)])
+    report = {entry.layer: entry for entry in quantize_aware(source, calibration=np.ones((8, 3, 2))).report}
+    assert "unroll" not in report["memory"].reason
+    assert not [w for w in recwarn if "loop" in str(w.message)]
 
 
 def test_multi_input_multi_output_by_name():
@@ -300,6 +309,8 @@ class Subclassed(keras.Model):
 def test_bad_models_are_refused():
     with pytest.raises(ValueError, match="`engine` must be one of 'tfmot'; got 'native'"):
         quantize_aware(small(), engine="native")
+    with pytest.raises(TypeError, match=r"quantized already.*strip"):
+        quantize_aware(quantize_aware(small()))
     with pytest.raises(TypeError, match=r"received Subclassed.*functional API"):
         quantize_aware(Subclassed())
     with pytest.raises(ValueError, match="not built"):

@@ -9,6 +9,7 @@ import pytest
 
 import tflite_export
 from tflite_export.cli import main
+from tflite_export.files import write_atomic
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,10 @@ def test_bad_tflite_and_folder(files, capfd, tmp_path):
     code, _, err = _run(capfd, "convert", files / "net.keras", "--precision", "float32", "-o", tmp_path)
     assert code == 2
     assert "is a folder; give a file name" in err
+    with pytest.raises(IsADirectoryError, match="the name of a file to write; got the folder"):
+        write_atomic(tmp_path, b"content")
+    with pytest.raises(IsADirectoryError, match="the name of a file to write; got the folder ''"):
+        write_atomic("", b"content")
 
 
 @pytest.mark.parametrize(

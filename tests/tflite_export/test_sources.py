@@ -91,6 +91,7 @@ def test_tf_keras_model():
     [
         (lambda path: 3, TypeError, "`source` must be a Keras 3 model.*got builtins.int"),
         (lambda path: keras.Model, TypeError, "`source` must be a Keras 3 model"),
+        (lambda path: keras.Sequential([keras.layers.Dense(2)]), ValueError, "is not built.*keras.Input"),
         (lambda path: path / "none.keras", FileNotFoundError, "No such model: .*none.keras"),
         (lambda path: path, ValueError, "a folder without saved_model.pb"),
         (lambda path: path / "bad.keras", ValueError, "Keras cannot load"),
@@ -102,6 +103,14 @@ def test_bad_sources(tmp_path, make, error, message):
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(error, match=message):
         tflite_export.convert(make(tmp_path), "float32")
+
+
+def test_names_tensorflow_refuses():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a b")], name="my model")
+    with pytest.raises(ValueError, match="cannot put into a graph: 'a b', 'my model'. Expected letters"):
+        tflite_export.convert(model, "float32")
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    assert tflite_export.convert(plain, "float32").size_bytes > 0  # Keras' name scope is as it was
 
 
 def test_another_backend(dense, monkeypatch):

@@ -125,7 +125,10 @@ class _Placer:
                 source, "float", f"TFLite has no int8 kernel for {steps[0].kind}; an int8 file is refused"
             )
         if any(is_recurrent(step) for step in steps):
-            return LayerReport(source, "calibration-only", "recurrent: its state and kernels get scales at export")
+            unrolled = "" if not any(is_rolled(step) for step in steps) else "; int8 export needs `unroll=True` in it"
+            return LayerReport(
+                source, "calibration-only", f"recurrent: its state and kernels get scales at export{unrolled}"
+            )
         foreign = [step for step in steps if not self.is_known(step)]
         if not foreign:
             return LayerReport(source, "quantized", self.why_quantized(steps, ranged))
@@ -177,6 +180,14 @@ def is_recurrent(step: Step) -> bool:
     if step.kind != "Opaque":
         return False
     return any(cls.__name__.startswith(_RECURRENT) for cls in type(step.config["call"].operation).__mro__)
+
+
+def is_rolled(step: Step) -> bool:
+    """Whether the step keeps its loop in the graph, which the int8 converter cannot calibrate."""
+    if not is_recurrent(step):
+        return False
+    operation = step.config["call"].operation
+    return not getattr(getattr(operation, "forward_layer", operation), "unroll", True)
 
 
 def _is_last_axis(step: Step, norm: Step) -> bool:

@@ -11,8 +11,10 @@ import keras
 import numpy as np
 
 from kdopt.core.kernels import find_kernels
+from kdopt.core.notices import warn_user
 from kdopt.quantization.data import calibration_batches
 from kdopt.quantization.report import LayerReport
+from kdopt.quantization.tfmot.annotate import is_rolled
 from kdopt.quantization.tfmot.holder import QuantizedLayer
 from kdopt.quantization.tfmot.net import QuantizedNet
 from kdopt.quantization.tfmot.peek import peek
@@ -54,6 +56,13 @@ class QuantizedModel(keras.Model):
         # float32, not an integer: XLA keeps small integers of a training step on the host.
         self.range_updates = self.add_weight(shape=(), initializer="zeros", trainable=False, name="range_updates")
         net = QuantizedNet(source, self.range_updates.value, [column[:2] for column in data[0]] if data else None)
+        rolled = dict.fromkeys(step.source for step in net.blueprint.steps if is_rolled(step))
+        if rolled:
+            warn_user(
+                f"{self.name!r} trains, but cannot become an int8 file as it is: {', '.join(map(repr, rolled))} keeps "
+                "a loop in the graph, which the converter cannot calibrate. Way out: rebuild the layer with "
+                "`unroll=True` (a fixed number of time steps), copy the weights, and quantize that model."
+            )
         self._hidden = _Hidden(source, net)
         self._holders = self._make_holders(net)
         self._hidden.prunable = self._find_prunable(source)
