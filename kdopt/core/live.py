@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
+
+from kdopt.core.after_update import AfterUpdate, Update
+from kdopt.core.gradients import GradientAccumulator
 
 Tensor = Any
 
@@ -74,7 +76,7 @@ class Live:
         self.model = model
         self.run = run
         self._attached: list[tuple[str, keras.Variable]] = []
-        self._accumulators: list[GradientAccumulator] = []
+        self._hooks: list[GradientAccumulator | AfterUpdate] = []
 
     def constrain(self, variable: keras.Variable, function: Callable[[Tensor], Tensor]) -> None:
         """Applies `function` to `variable` after every optimizer update, inside the compiled step.
@@ -97,7 +99,7 @@ class Live:
         self,
         variables: Iterable[keras.Variable],
         transform: Callable[[Tensor, Tensor], Tensor] = lambda variable, gradient: gradient,
-    ) -> "GradientAccumulator":
+    ) -> GradientAccumulator:
         """Sums `transform(variable, gradient)` over batches, inside the compiled step.
 
         Gradients arrive unscaled (mixed precision), summed over replicas, before clipping; a batch
@@ -110,8 +112,20 @@ class Live:
                 `lambda w, g: g * g` gives the empirical Fisher diagonal.
         """
         accumulator = GradientAccumulator(self.model, list(variables), transform)
-        self._accumulators.append(accumulator)
+        self._hooks.append(accumulator)
         return accumulator
+
+    def after_update(self, variable: keras.Variable, function: Callable[[Tensor, Update], Tensor]) -> None:
+        """Applies `function` to `variable` once after each real optimizer update, inside the compiled step.
+
+        Unlike `constrain`, it does not run for a batch that only accumulates gradients or that the loss scaling
+        skips. It runs before the constraints, and before a moving average is taken.
+
+        Args:
+            variable: Trainable Variable of the model.
+            function: (tensor, `Update`) -> tensor of the same shape.
+        """
+        self._hooks.append(AfterUpdate(self.model, variable, function))
 
     def rebuild(self) -> None:
         """Makes the model compile its train step anew at the next batch, also in the middle of `fit`."""
@@ -126,11 +140,11 @@ class Live:
             chain.parts = [part for part in chain.parts if part[0] is not self]
             if not chain.parts:
                 setattr(variable, slot, chain.user)
-        for accumulator in self._accumulators:
-            accumulator.release()
-        if self._attached or self._accumulators:
+        for hook in self._hooks:
+            hook.release()
+        if self._attached or self._hooks:
             self.model.train_function = None
-        self._attached, self._accumulators = [], []
+        self._attached, self._hooks = [], []
 
     def _attach(self, slot: str, variable: keras.Variable, function: Callable[[Tensor], Tensor]) -> None:
         chain = getattr(variable, slot)
@@ -146,118 +160,10 @@ class Live:
         self._attached.append((slot, variable))
 
 
-class GradientAccumulator:
-    """Sums of a function of the gradients, gathered inside the compiled step. Made by `Live.accumulate`."""
-
-    def __init__(
-        self,
-        model: keras.Model,
-        variables: list[keras.Variable],
-        transform: Callable[[Tensor, Tensor], Tensor],
-    ) -> None:
-        self._optimizer = innermost(model.optimizer)
-        self._transform = transform
-        self._index = {_key(v): i for i, v in enumerate(variables)}
-        with model.distribute_strategy.scope():
-            self._sums = [
-                keras.Variable(np.zeros(v.shape), dtype="float32", trainable=False, aggregation="only_first_replica")
-                for v in variables
-            ]
-            self._count = keras.Variable(0, dtype="int32", trainable=False, aggregation="only_first_replica")
-        chain = vars(self._optimizer).get("apply")
-        if not isinstance(chain, _ApplyChain):
-            chain = self._optimizer.apply = _ApplyChain(self._optimizer)
-        chain.parts.append(self)
-
-    def sums(self) -> list[np.ndarray]:
-        """Sum over the batches since the start or the last `reset`, one array per variable, float32."""
-        return [ops.convert_to_numpy(total) for total in self._sums]
-
-    def batches(self) -> int:
-        """Number of batches in the sums."""
-        return int(self._count.numpy())
-
-    def reset(self) -> None:
-        """Sets sums and count to zero."""
-        for variable in [*self._sums, self._count]:
-            variable.assign(ops.zeros_like(variable))
-
-    def release(self) -> None:
-        """Stops summing; gives the optimizer its own `apply` back when nobody else needs it."""
-        chain = self._optimizer.apply
-        chain.parts.remove(self)
-        if not chain.parts:
-            del self._optimizer.apply
-
-    def _add(self, grads: list[Tensor], variables: list[keras.Variable]) -> None:
-        for gradient, variable in zip(grads, variables, strict=True):
-            index = self._index.get(_key(variable))
-            if index is not None and gradient is not None:
-                value = self._transform(ops.convert_to_tensor(variable), ops.cast(gradient, variable.dtype))
-                self._sums[index].assign_add(ops.cast(value, "float32"))
-        self._count.assign_add(1)
-
-
-class _ApplyChain:
-    """Stands for `apply` of the innermost optimizer, where gradients are unscaled and finite."""
-
-    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.original = optimizer.apply
-        self.parts: list[GradientAccumulator] = []
-
-    def __call__(self, grads: Iterable[Tensor], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
-        grads = list(grads)
-        variables = list(self.optimizer._trainable_variables if trainable_variables is None else trainable_variables)
-        total = self._of_the_whole_batch(grads)
-        for part in self.parts:
-            part._add(total, variables)
-        self.original(grads, trainable_variables)
-
-    def _of_the_whole_batch(self, grads: list[Tensor]) -> list[Tensor]:
-        """Dense gradients, without the static loss scale, summed over the replicas."""
-        import tensorflow as tf
-
-        scale = self.optimizer.loss_scale_factor or 1.0
-        present = [tf.convert_to_tensor(g) / scale for g in grads if g is not None]
-        context = tf.distribute.get_replica_context()
-        if present and context is not None and context.num_replicas_in_sync > 1:
-            present = context.all_reduce(tf.distribute.ReduceOp.SUM, present)
-        summed = iter(present)
-        return [None if g is None else next(summed) for g in grads]
-
-
 def users_own(variable: keras.Variable) -> dict[str, Callable[[Tensor], Tensor] | None]:
     """The user's `constraint` and `regularizer` of a Variable, without anything of ours."""
     slots = {slot: getattr(variable, slot, None) for slot in _CHAINS}
     return {slot: value.user if isinstance(value, _Chain) else value for slot, value in slots.items()}
-
-
-def updates(optimizer: keras.optimizers.Optimizer) -> int:
-    """Real weight updates an optimizer has made in its life.
-
-    Batches that only accumulate gradients, and batches that the loss scaling skips because a gradient
-    is not finite, do not count. Reads a value from the device.
-    """
-    return int(ops.convert_to_numpy(optimizer.iterations))
-
-
-def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer inside any loss scaling."""
-    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
-
-
-def averages(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> list[keras.Variable]:
-    """The moving average an optimizer with `use_ema=True` keeps of `variable`; empty without one."""
-    optimizer = innermost(optimizer)
-    found = []
-    for part in getattr(optimizer, "optimizers", [optimizer]):
-        if getattr(part, "use_ema", False) and part.built:
-            index = part._trainable_variables_indices.get(_key(variable))
-            found.append(None if index is None else part._model_variables_moving_average[index])
-    return [average for average in found if average is not None]
 
 
 def callback_list(callback: keras.callbacks.Callback) -> keras.callbacks.CallbackList | None:
@@ -273,14 +179,3 @@ def callback_list(callback: keras.callbacks.Callback) -> keras.callbacks.Callbac
             return owner
         frame = frame.f_back
     return None
-
-
-def _key(variable: keras.Variable) -> Any:
-    """Identity of the storage: the same for two Keras Variables that share one tf.Variable."""
-    value = getattr(variable, "value", variable)
-    if callable(value):
-        value = variable
-    container = getattr(value, "_distributed_container", None) or getattr(
-        getattr(value, "handle", None), "_distributed_container", None
-    )
-    return (container() if container is not None else value)._unique_id

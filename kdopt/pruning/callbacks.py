@@ -7,8 +7,9 @@ import keras
 
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.kernels import KernelView, Skipped, find_kernels, select
-from kdopt.core.live import callback_list, innermost, updates
+from kdopt.core.live import callback_list
 from kdopt.core.notices import warn_user
+from kdopt.core.optimizers import innermost, updates
 from kdopt.core.validation import check_one_of
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.pruning.company import Company

@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from kdopt.core.kernels import KernelView
-from kdopt.core.live import Live, averages, updates
+from kdopt.core.live import Live
+from kdopt.core.optimizers import averages, updates
 from kdopt.criteria.base import Criterion
 from kdopt.pruning.masks import make_masks
 from kdopt.pruning.resume import MaskBackup

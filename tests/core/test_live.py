@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from kdopt.core.live import Live, averages, callback_list, updates
+from kdopt.core.live import Live, callback_list
+from kdopt.core.optimizers import averages, updates
 
 N, IN, OUT = 64, 5, 4
 X = np.random.default_rng(0).normal(size=(N, IN)).astype("float32")
@@ -210,7 +211,8 @@ def test_two_replicas():
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
-    from kdopt.core.live import Live, updates
+    from kdopt.core.live import Live
+    from kdopt.core.optimizers import updates
     from kdopt.pruning import GradualPruning
     from kdopt.schedules import Polynomial
 
