@@ -6,6 +6,9 @@ from difflib import get_close_matches
 from typing import Any
 
 import keras
+import numpy as np
+
+from kdopt.core.neighbors import input_axes, norms_after
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,11 @@ class KernelView:
         path: String, the same from the model down, complete.
         layer: The layer that owns it.
         variable: The float Variable that training updates, never a fake-quantized tensor.
-        channel_axis: Integer, axis of the output channels.
+        channel_axis: Integer < 0, axis of the output channels.
         index: Integer >= 0, place among the kernels of the model.
+        input_axes: Axes (integers < 0) that are summed over the layer's input channels: one for dense layers and
+            convolutions, several for some `EinsumDense`, none for depthwise kernels and embeddings.
+        norm: The BatchNormalization that alone follows the layer and normalizes its channels, or `None`.
     """
 
     name: str
@@ -28,6 +34,20 @@ class KernelView:
     variable: keras.Variable
     channel_axis: int
     index: int
+    input_axes: tuple[int, ...] = (-2,)
+    norm: keras.layers.BatchNormalization | None = None
+
+    @property
+    def bias(self) -> keras.Variable | None:
+        """The layer's bias, one value a channel of this kernel; `None` where there is no such thing."""
+        bias = getattr(self.layer, "bias", None)
+        channels = (self.variable.shape[self.channel_axis],)
+        return bias if isinstance(bias, keras.Variable) and tuple(bias.shape) == channels else None
+
+    def numpy(self) -> np.ndarray:
+        """Value of the Variable; half-precision types widened, because NumPy cannot sort all of them."""
+        value = keras.ops.convert_to_numpy(self.variable)
+        return value if value.dtype.itemsize >= 4 else value.astype("float32")
 
 
 @dataclass(frozen=True)
@@ -110,11 +130,29 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
             else:
                 skipped.append(Skipped(path or name, "not trained by this fit", known=True))
     paths = [path for path, *_ in found]
+    norms = norms_after(model)
     views = [
-        KernelView(_shortest(path, paths, variable.name), path, layer, variable, axis, index)
+        KernelView(
+            _shortest(path, paths, variable.name),
+            path,
+            layer,
+            variable,
+            axis,
+            index,
+            input_axes(layer, variable, axis),
+            _norm_of(norms.get(id(layer)), variable, axis),
+        )
         for index, (path, layer, variable, axis) in enumerate(found)
     ]
     return views, skipped
+
+
+def _norm_of(norm: Any, variable: keras.Variable, channel_axis: int) -> Any:
+    """The norm if it has one gamma a channel of the kernel."""
+    size = variable.shape[channel_axis]
+    return (
+        norm if norm is not None and [tuple(w.shape) for w in norm.weights] == [(size,)] * len(norm.weights) else None
+    )
 
 
 def _walk(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:

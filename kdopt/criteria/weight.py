@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kdopt.core.kernels import KernelView
 from kdopt.criteria.base import CRITERIA, Criterion
 
 
@@ -22,5 +23,5 @@ class L1(Criterion):
         NeurIPS 2015, section 3.
     """
 
-    def score(self, weights: np.ndarray) -> np.ndarray:
+    def score(self, weights: np.ndarray, view: KernelView | None = None) -> np.ndarray:
         return magnitude(weights)

@@ -50,7 +50,7 @@ class PruningRun:
         self._next = schedule.next_update(-1)
         self._batches_left = 0.0
         self._backup = MaskBackup(backup, self._identity())
-        entry = self._backup.restore(begin, [_numpy(view.variable) for view in kernels])
+        entry = self._backup.restore(begin, [view.numpy() for view in kernels])
         self._live = Live(model, run)
         with model.distribute_strategy.scope():
             self._masks = [
@@ -90,7 +90,7 @@ class PruningRun:
         step = self.step
         if self._next is not None and step >= self._next and not self.model.stop_training:
             try:
-                scores = [self._criterion.score(_numpy(view.variable)) for view in self.kernels]
+                scores = self._criterion.scores(self.model, self.kernels)
                 masks = make_masks(scores, self._schedule(step), self._scope)
             except Exception:
                 self.release()
@@ -138,7 +138,7 @@ class PruningRun:
 
 def sparsity(kernels: list[KernelView]) -> float:
     """Fraction of zeros in the kernels, as they are now."""
-    values = [_numpy(view.variable) for view in kernels]
+    values = [view.numpy() for view in kernels]
     zeros = sum(int(np.count_nonzero(value == 0)) for value in values)
     return zeros / sum(int(value.size) for value in values)
 
