@@ -58,11 +58,13 @@ class Skipped:
         name: String, the layer's name.
         reason: String.
         known: Bool. False where the layer's kind has no rule: a kernel may have been missed.
+        unfit: Bool. True for a kernel that what is asked for (a pattern) has no meaning for. Defaults to `False`.
     """
 
     name: str
     reason: str
     known: bool
+    unfit: bool = False
 
 
 # Attribute of the layer -> axis of the output channels. Attributes with an underscore hold the Variable

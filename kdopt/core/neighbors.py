@@ -38,7 +38,8 @@ def norms_after(model: keras.Model) -> dict[int, keras.layers.BatchNormalization
         if len(readers) != 1:
             continue
         (reader,) = readers.values()
-        if isinstance(reader, keras.layers.BatchNormalization) and _is_last_axis(reader):
+        alone = isinstance(reader, keras.layers.BatchNormalization) and len(reader._inbound_nodes) == 1
+        if alone and _is_last_axis(reader):
             found[id(layer)] = reader
     return found
 

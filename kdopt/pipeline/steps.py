@@ -13,7 +13,9 @@ from kdopt.pipeline.datasets import Dataset, augmented_batches
 from kdopt.pipeline.recipes import Recipe
 from kdopt.pruning.callbacks import GradualPruning
 from kdopt.quantization.quantize import quantize_aware
-from kdopt.schedules import Constant, Polynomial, Schedule
+from kdopt.schedules.base import Schedule
+from kdopt.schedules.jumps import Constant
+from kdopt.schedules.ramps import Polynomial
 
 Say = Callable[[str], None]
 Epochs = list[dict[str, float]]

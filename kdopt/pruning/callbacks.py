@@ -1,30 +1,26 @@
-"""Gradual magnitude pruning as a Keras callback."""
+"""Gradual pruning as a Keras callback."""
 
-from collections.abc import Callable
 from typing import Any
 
-import keras
-
-from kdopt.core.backend import require_tensorflow
-from kdopt.core.kernels import KernelView, Skipped, find_kernels, select
-from kdopt.core.live import callback_list
-from kdopt.core.notices import warn_user
-from kdopt.core.optimizers import innermost, updates
 from kdopt.core.validation import check_one_of
 from kdopt.criteria.base import CRITERIA, Criterion
-from kdopt.pruning.company import Company
-from kdopt.pruning.run import PruningRun, sparsity
-from kdopt.schedules import Schedule
+from kdopt.pruning.allocation import Allocation, PerLayer, Threshold, allocation_of
+from kdopt.pruning.masking import Layers, MaskCallback
+from kdopt.pruning.patterns import PATTERNS, Pattern
+from kdopt.pruning.rules import GradualRule
+from kdopt.pruning.run import sparsity
+from kdopt.pruning.selection import Selection
+from kdopt.schedules.base import Schedule
 
-Logs = dict[str, Any]
+_SCOPES = {"layer": "uniform", "global": "global"}
 
 
-class GradualPruning(keras.callbacks.Callback):
+class GradualPruning(MaskCallback):
     """Makes weights zero while the model trains, more and more of them.
 
-    Give it to `fit` of any Keras 3 model, fresh or trained: Functional, Sequential, subclassed, nested,
-    a `Distiller` (its student is pruned), a `quantize_aware` model. Kernels are pruned; biases and
-    normalization are left alone. At the end the zeros are exact, everything attached is gone, and the
+    Give it to `fit` of any Keras 3 model, fresh or trained: Functional, Sequential, subclassed, nested, a `Distiller`
+    (its student is pruned), a `quantize_aware` model. Kernels are pruned; biases and normalization are left alone,
+    except by patterns that take whole channels. At the end the zeros are exact, everything attached is gone, and the
     model is plain Keras. Zeros make a file smaller only when it is compressed, and nothing faster.
 
         every update of the schedule, at t optimizer updates since this fit began:
@@ -33,7 +29,9 @@ class GradualPruning(keras.callbacks.Callback):
 
     Each `fit` starts the schedule anew; to fine-tune with the zeros kept, use `Constant`. With
     `steps_per_execution=k` the masks change at the first boundary at or after their step. Cost: one
-    multiplication per kernel and step, and a selection on the host at each update.
+    multiplication per kernel and step, and a selection on the host at each update. A weight whose mask comes
+    back (a cyclic schedule, scores that change) starts at zero, without its old momentum. Gradients of masked
+    weights are computed like all others, so they count in `clipnorm` and `global_clipnorm`.
 
     With other callbacks, wherever they stand in the list:
 
@@ -50,11 +48,19 @@ class GradualPruning(keras.callbacks.Callback):
         schedule: `kdopt.schedules.Schedule`, e.g. `Polynomial(0.8, end_step=1000)`.
         criterion: Name in `kdopt.criteria.CRITERIA`, or a `Criterion`. Defaults to `"l1"`.
         scope: `"layer"` (default): every kernel gets the schedule's sparsity. `"global"`: all kernels
-            together do, and the weakest lose most.
+            together do, and the weakest lose most. Short for `allocation="uniform"` and `"global"`.
         layers: List of layers and layer names, or a function `KernelView -> bool`. Defaults to `None`:
             all with a kernel. A layer of a kind without a rule is left out with a warning.
+        pattern: Name in `kdopt.pruning.PATTERNS`, or a `Pattern`: what goes as a whole. Defaults to
+            `"unstructured"`.
+        allocation: Name in `kdopt.pruning.ALLOCATIONS`, a dict layer name -> sparsity, or an
+            `Allocation`: how much each kernel loses. Defaults to `None`: as `scope` says.
+        data: For a criterion that needs data, what its `scores` takes. One that needs gradients takes
+            those of the training when `data` is `None` (default): summed inside the compiled step since
+            the last update of the masks, at the cost of one accumulator a kernel.
 
-    Raises: ValueError at the first batch, if `layers` names a layer without a kernel; RuntimeError if a
+    Raises: ValueError for an argument it cannot use, and at the first batch for layers that have no kernel
+        or that the pattern does not divide; RuntimeError if a
         backup is restored whose masks are missing or belong to other weights.
 
     Example:
@@ -72,10 +78,13 @@ class GradualPruning(keras.callbacks.Callback):
         schedule: Schedule,
         criterion: str | Criterion = "l1",
         scope: str = "layer",
-        layers: list[Any] | Callable[[KernelView], bool] | None = None,
+        layers: Layers = None,
+        *,
+        pattern: str | Pattern = "unstructured",
+        allocation: Any = None,
+        data: Any = None,
     ) -> None:
-        super().__init__()
-        require_tensorflow("GradualPruning")
+        super().__init__(layers)
         if not isinstance(schedule, Schedule):
             raise TypeError(
                 "`schedule` must be a kdopt.schedules.Schedule, e.g. Constant(0.8) or "
@@ -83,127 +92,31 @@ class GradualPruning(keras.callbacks.Callback):
             )
         self.schedule = schedule
         self.criterion = CRITERIA.get(criterion)
-        self.scope = check_one_of("scope", scope, ("layer", "global"))
-        self.layers = layers
-        self.kernels: list[KernelView] = []
-        self.skipped: list[Skipped] = []
-        self._begin: int | None = None
-        self._run: PruningRun | None = None
-        self._is_final = False
-
-    # Masks change at the beginning of a batch, before a validation and at the end of an epoch. The first batch
-    # sets everything up, because only then every other callback has restored its state.
-
-    def set_model(self, model: keras.Model) -> None:
-        super().set_model(model)
-        Company(callback_list(self), self).discard_unfinished_backup()  # before Keras reads it
-
-    def on_train_begin(self, logs: Logs | None = None) -> None:
-        self.release()
-        self._company = Company(callback_list(self), self)
-        self._company.gather(after_progress=self._log_layers, last=self._finish)
-
-    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        if self._run is None:
-            first, self._begin = self._begin is None, self._begin_step()
-            if first and not all(layer.built for layer in self.model._flatten_layers()):
-                return  # Keras builds such a model in its first batch: begin after it
-        run = self._started()
-        run.batch_begins()
-        self._note_final(run)
-
-    def on_test_begin(self, logs: Logs | None = None) -> None:
-        if self._begin is not None:
-            self._catch_up()
-
-    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        if self._begin is not None:
-            self._catch_up().epoch_ended()
-            if logs is not None:
-                logs["sparsity"] = sparsity(self.kernels)
-
-    def on_train_end(self, logs: Logs | None = None) -> None:
-        if self._company.run is None:
-            self._finish()
-
-    def release(self) -> None:
-        """Takes the masks off the model, e.g. after an interrupted `fit`. The zeros there are stay."""
-        if self._run is not None:
-            self._run.release()
-        self._run, self._begin, self._is_final = None, None, False
-
-    def _begin_step(self) -> int:
-        return updates(self.model.optimizer) if self._begin is None else self._begin
-
-    def _started(self) -> PruningRun:
-        """The run of this `fit`; the first call finds the kernels and attaches the masks."""
-        if self._run is None:
-            found, self.skipped = find_kernels(self.model)
-            self.kernels = select(found, self.layers, self.skipped)
-            if not self.kernels:
-                raise ValueError("GradualPruning: this model has no kernel that training would update.")
-            self._warn_of_unknown_layers()
-            self._run = PruningRun(
-                self.model,
-                self.kernels,
-                schedule=self.schedule,
-                criterion=self.criterion,
-                scope=self.scope,
-                begin=self._begin_step(),
-                backup=self._company.backup(),
-                run=self._company.run,
+        self.scope = check_one_of("scope", scope, tuple(_SCOPES))
+        self.pattern = PATTERNS.get(pattern)
+        self.allocation = self._check_allocation(allocation)
+        self.data = data
+        if self.criterion.needs == "data" and data is None:
+            raise ValueError(
+                f"The criterion {type(self.criterion).__name__} needs samples: pass `data=`, e.g. (x_train[:512], "
+                "y_train[:512]), or use one that needs none, such as 'l1', or gradients only, such as 'taylor'."
             )
-            self._note_final(self._run)
-        return self._run
 
-    def _catch_up(self) -> PruningRun:
-        """Between batches: whatever is due, so that validation and backups see this epoch's masks."""
-        run = self._started()
-        run.update_if_due()
-        run.apply()
-        self._note_final(run)
-        return run
-
-    def _note_final(self, run: PruningRun) -> None:
-        if run.complete and not self._is_final:
-            self._is_final = True
-            self._company.forget_best()
-
-    def _log_layers(self, logs: Logs) -> None:
-        for view in self.kernels:
-            logs[f"sparsity/{view.name}"] = sparsity([view])
-
-    def _finish(self) -> None:
-        """After the last callback: exact zeros, nothing attached, no silent surprise."""
-        if self._begin is None and not self._company.has_backup():
-            warn_user("GradualPruning: fit ran no batch, so nothing was pruned.")
-            return
-        run = self._started()  # a backup of a finished run may have been restored
-        if run.apply() and not getattr(innermost(self.model.optimizer), "use_ema", False):
-            warn_user(
-                "GradualPruning: another callback put in weights that were not pruned like the last epoch's, e.g. an "
-                "earlier, less sparse epoch. They were masked again: evaluate the model before you use it."
+    def _check_allocation(self, allocation: Any) -> Allocation:
+        if allocation is None:
+            return allocation_of(_SCOPES[self.scope])
+        if self.scope != "layer":
+            raise ValueError(
+                f"`scope` and `allocation` say the same; pass one of them. Got {self.scope!r} and {allocation!r}."
             )
-        if not run.complete:
-            warn_user(
-                f"GradualPruning: training ended after {run.step} updates, before the schedule did: sparsity is "
-                f"{sparsity(self.kernels):.3f} instead of {self.schedule.final_sparsity:.3f}. Train longer or use a "
-                f"smaller end_step.{self._company.describe_early_best()}"
-            )
-        self._company.warn_of_early_best()
-        self._warn_of_dead_kernels()
-        self.release()
+        return allocation_of(allocation)
 
-    def _warn_of_unknown_layers(self) -> None:
-        unknown = [skip for skip in self.skipped if not skip.known]
-        if unknown and self.layers is None:
-            listed = "; ".join(f"{skip.name!r}: {skip.reason}" for skip in unknown)
-            warn_user(f"GradualPruning leaves out layers of a kind it does not know. {listed}.")
+    def _make_rule(self) -> GradualRule:
+        selection = Selection(self.model, self.layers, self.pattern, self.allocation)
+        if not isinstance(self.allocation, (Threshold, PerLayer)):
+            selection.check_sparsity(self.schedule.final_sparsity)
+        return GradualRule(selection, self.schedule.in_steps(self._updates_an_epoch()), self.criterion, self.data)
 
-    def _warn_of_dead_kernels(self) -> None:
-        dead = [view.name for view in self.kernels if sparsity([view]) == 1]
-        if dead:
-            warn_user(
-                f"GradualPruning: every weight of {', '.join(dead)} is zero. Use scope='layer', a lower sparsity, or "
-                "leave these layers out with `layers`."
-            )
+    def _describe_unfinished(self) -> str:
+        wanted = self.schedule.final_sparsity
+        return f"{sparsity(self.kernels):.3f} instead of {wanted:.3f}. Train longer or use a smaller end_step."

@@ -1,61 +1,53 @@
-"""From scores to masks."""
+"""From scores to what stays."""
 
 import numpy as np
 
-from kdopt.core.validation import check_fraction
 
+def keep_highest(scores: np.ndarray, sizes: np.ndarray, lost: float, *, stay: int = 1) -> np.ndarray:
+    """Lets go of the lowest scores until about `lost` weights are gone.
 
-def lowest(scores: np.ndarray, sparsity: float) -> np.ndarray:
-    """Mask that leaves out the lowest scores.
-
-        number of zeros = round(sparsity * scores.size), at most scores.size - 1
-
-    Exactly that many: among equal scores the first in memory order go.
+    The number of weights that go is the nearest to `lost` that whole units can make. Among equal scores the first
+    go first. Scores that are infinite stay.
 
     Args:
-        scores: Finite float array of any shape.
-        sparsity: Float in [0, 1).
+        scores: Float array (n,), not NaN.
+        sizes: Integer array (n,), weights of each unit, >= 1.
+        lost: Float >= 0, number of weights.
+        stay: Integer >= 0, units that stay in any case. Defaults to `1`.
 
-    Returns: Bool array of the same shape, False where pruned.
+    Returns: Bool array (n,), False for units that go.
 
-    Raises: ValueError for a score that is not finite.
+    Raises: ValueError for a score that is NaN.
 
     Example:
     ```
-    lowest(np.array([3., 1., 2., 4.]), 0.5)      # [True, False, False, True]
+    keep_highest(np.array([3., 1., 2., 4.]), np.ones(4, int), 2)      # [True, False, False, True]
     ```
     """
-    check_fraction("sparsity", sparsity)
-    if not np.all(np.isfinite(scores)):
+    _refuse_nan(scores)
+    keep = np.ones(scores.size, bool)
+    if sizes.strides == (0,) or (sizes == sizes[0]).all():
+        _drop_lowest(scores, min(round(lost / int(sizes[0])), scores.size - stay), keep)
+        return keep
+    order = np.argsort(scores, kind="stable")
+    gone = np.concatenate([[0], np.cumsum(sizes[order])])[: scores.size - stay + 1]
+    keep[order[: int(np.argmin(np.abs(gone - lost)))]] = False
+    return keep
+
+
+def _drop_lowest(scores: np.ndarray, count: int, keep: np.ndarray) -> None:
+    if count <= 0:
+        return
+    threshold = np.partition(scores, count - 1)[count - 1]
+    keep[scores < threshold] = False
+    ties = np.flatnonzero(scores == threshold)
+    keep[ties[: count - np.count_nonzero(~keep)]] = False
+
+
+def _refuse_nan(scores: np.ndarray) -> None:
+    wrong = np.isnan(scores)
+    if wrong.any():
         raise ValueError(
-            f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} pruning scores are NaN or infinite: training "
+            f"{np.count_nonzero(wrong)} of {scores.size} pruning scores are NaN or infinite: training "
             "has diverged (lower the learning rate), or the criterion is wrong. No mask was changed."
         )
-    flat = scores.reshape(-1)
-    zeros = min(round(sparsity * flat.size), flat.size - 1)
-    mask = np.ones(flat.size, bool)
-    if zeros > 0:
-        threshold = np.partition(flat, zeros - 1)[zeros - 1]
-        mask[flat < threshold] = False
-        ties = np.flatnonzero(flat == threshold)
-        mask[ties[: zeros - np.count_nonzero(~mask)]] = False
-    return mask.reshape(scores.shape)
-
-
-def make_masks(scores: list[np.ndarray], sparsity: float, scope: str) -> list[np.ndarray]:
-    """Masks for several kernels.
-
-    Args:
-        scores: One array per kernel.
-        sparsity: Float in [0, 1).
-        scope: `"layer"`: each kernel gets this sparsity. `"global"`: all kernels together do, so
-            layers with low scores lose more.
-
-    Returns: Bool arrays of the same shapes.
-    """
-    if scope == "layer":
-        return [lowest(score, sparsity) for score in scores]
-    together = lowest(np.concatenate([score.reshape(-1) for score in scores]), sparsity)
-    ends = np.cumsum([score.size for score in scores])
-    parts = np.split(together, ends[:-1])
-    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]

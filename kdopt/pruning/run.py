@@ -1,4 +1,4 @@
-"""The masks of one running `fit`: made by a schedule, attached to kernels, kept for a resume."""
+"""The masks of one running `fit`: made by a rule, attached to Variables, kept for a resume."""
 
 import functools
 from typing import Any
@@ -9,24 +9,19 @@ from keras import ops
 
 from kdopt.core.kernels import KernelView
 from kdopt.core.live import Live
-from kdopt.core.optimizers import averages, updates
-from kdopt.criteria.base import Criterion
-from kdopt.pruning.masks import make_masks
+from kdopt.core.optimizers import averages, slots, updates
 from kdopt.pruning.resume import MaskBackup
-from kdopt.schedules import Schedule
+from kdopt.pruning.rules import MaskRule
 
 
 class PruningRun:
-    """Attaches masks to the kernels of a model and changes them as the schedule says.
+    """Attaches masks to Variables of a model and changes them as a rule says.
 
     Starts with masks of ones, or with those that belong to the weights a backup has restored.
 
     Args:
         model: `keras.Model` in its `fit`.
-        kernels: What to prune.
-        schedule: Steps are counted from `begin`.
-        criterion: Scores the weights.
-        scope: `"layer"` or `"global"`.
+        rule: Decides the masks; its steps are counted from `begin`.
         begin: Integer, updates the optimizer had made when this `fit` began.
         backup: Keras' backup of this `fit`, or `None`.
         run: Object that stands for this `fit`; see `Live`.
@@ -35,48 +30,46 @@ class PruningRun:
     def __init__(
         self,
         model: keras.Model,
-        kernels: list[KernelView],
+        rule: MaskRule,
         *,
-        schedule: Schedule,
-        criterion: Criterion,
-        scope: str,
         begin: int,
         backup: keras.callbacks.BackupAndRestore | None,
         run: object,
     ) -> None:
-        self.model, self.kernels = model, kernels
-        self._schedule, self._criterion, self._scope = schedule, criterion, scope
+        self.model, self._rule = model, rule
+        self._variables = rule.selection.variables
         self._begin = begin
-        self._next = schedule.next_update(-1)
+        self._next = rule.next_update(-1)
         self._batches_left = 0.0
         self._backup = MaskBackup(backup, self._identity())
-        entry = self._backup.restore(begin, [view.numpy() for view in kernels])
+        entry = self._backup.restore(begin, [_numpy(variable) for variable in self._variables])
         self._live = Live(model, run)
         with model.distribute_strategy.scope():
             self._masks = [
-                keras.Variable(np.ones(view.variable.shape, bool), dtype="bool", trainable=False, name="mask")
-                for view in kernels
+                keras.Variable(np.ones(variable.shape, bool), dtype="bool", trainable=False, name="mask")
+                for variable in self._variables
             ]
-        self._stored = [np.ones(view.variable.shape, bool) for view in kernels]
+        self._stored = [np.ones(variable.shape, bool) for variable in self._variables]
         if entry is None:
             self._backup.write(begin, self._stored, begin=begin, updated=False)
         else:
             self._begin = entry.meta["begin"]
             if entry.meta["updated"]:
-                self._next = schedule.next_update(entry.step - self._begin)
+                self._next = rule.next_update(entry.step - self._begin)
             self._set(entry.masks)
-        for view, mask in zip(kernels, self._masks, strict=True):
-            self._live.constrain(view.variable, functools.partial(_masked, mask))
+        for variable, mask in zip(self._variables, self._masks, strict=True):
+            self._live.constrain(variable, functools.partial(_masked, mask))
+        rule.attach(self._live)
         self._live.rebuild()
 
     @property
     def complete(self) -> bool:
-        """Whether the schedule has made its last update."""
+        """Whether the rule has made its last update."""
         return self._next is None
 
     @property
     def step(self) -> int:
-        """Optimizer updates since the schedule began."""
+        """Optimizer updates since the rule began."""
         return updates(self.model.optimizer) - self._begin
 
     def batch_begins(self) -> None:
@@ -86,16 +79,17 @@ class PruningRun:
         self._batches_left -= self.model.steps_per_execution
 
     def update_if_due(self) -> None:
-        """Changes the masks if the schedule has an update at or before this step."""
+        """Changes the masks if the rule has an update at or before this step."""
         step = self.step
         if self._next is not None and step >= self._next and not self.model.stop_training:
             try:
-                scores = self._criterion.scores(self.model, self.kernels)
-                masks = make_masks(scores, self._schedule(step), self._scope)
+                masks = self._rule.masks(self.model, step, self._stored)
             except Exception:
                 self.release()
                 raise
-            self._next = self._schedule.next_update(step)
+            if masks is None:
+                return
+            self._next = self._rule.next_update(step)
             # On disk first: no backup of weights with these zeros can come before their masks.
             self._backup.write(step + self._begin, masks, begin=self._begin, updated=True)
             self._set(masks)
@@ -104,10 +98,10 @@ class PruningRun:
     def apply(self) -> bool:
         """Zeroes what the masks leave out, in an optimizer's averages too; True if that changed a weight."""
         changed = False
-        for view, mask, stored in zip(self.kernels, self._masks, self._stored, strict=True):
-            for variable in [view.variable, *averages(self.model.optimizer, view.variable)]:
+        for own, mask, stored in zip(self._variables, self._masks, self._stored, strict=True):
+            for variable in [own, *averages(self.model.optimizer, own)]:
                 if _numpy(variable)[~stored].any():
-                    changed = changed or variable is view.variable
+                    changed = changed or variable is own
                     variable.assign(_masked(mask, variable))
         return changed
 
@@ -120,20 +114,27 @@ class PruningRun:
         self._live.release()
 
     def _set(self, masks: list[np.ndarray]) -> None:
+        back = [mask & ~stored for mask, stored in zip(masks, self._stored, strict=True)]
         self._stored = masks
         for variable, mask in zip(self._masks, masks, strict=True):
             variable.assign(mask)
         self.apply()
+        self._start_anew(back)
+
+    def _start_anew(self, back: list[np.ndarray]) -> None:
+        """Weights whose mask came back start at zero, without the momentum of the time they were out."""
+        for variable, returned in zip(self._variables, back, strict=True):
+            if returned.any():
+                for kept in slots(self.model.optimizer, variable):
+                    kept.assign(ops.where(returned, ops.zeros_like(kept), kept))
 
     def _identity(self) -> dict[str, Any]:
         """What the masks of a backup must have been made with, to be this run's."""
-        return {
-            "schedule": [type(self._schedule).__name__, self._schedule.get_config()],
-            "criterion": [type(self._criterion).__name__, self._criterion.get_config()],
-            "scope": self._scope,
-            # By place, not by name: Keras numbers unnamed layers on, so that a net built again has other names.
-            "kernels": [[view.index, list(view.variable.shape)] for view in self.kernels],
-        }
+        # By place, not by name: Keras numbers unnamed layers on, so that a net built again has other names.
+        selection = self._rule.selection
+        places = [[view.index, list(view.variable.shape)] for view in selection.kernels]
+        others = [list(variable.shape) for variable in selection.variables[len(places) :]]
+        return {**self._rule.identity(), "kernels": places + others}
 
 
 def sparsity(kernels: list[KernelView]) -> float:

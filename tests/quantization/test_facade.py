@@ -278,6 +278,18 @@ def test_report_says_how_each_layer_is_quantized():
     assert report["cast"].mode == "float"
 
 
+def test_what_tflite_does_not_fuse_or_fold_has_a_range():
+    inputs = keras.Input((4, 4, 4))
+    seen = layers.Conv2D(4, 1, name="seen")(inputs)  # an output of the model too
+    clipped = layers.Conv2D(4, 1, name="clipped")(layers.ReLU(name="fused")(seen))
+    rows = layers.Conv2D(4, 1, name="rows")(layers.ReLU(max_value=3.0, name="three")(clipped))
+    source = keras.Model(inputs, [seen, layers.BatchNormalization(axis=1, name="across")(rows)])
+    report = {entry.layer: entry for entry in quantize_aware(source).report}
+    for name in ("seen", "clipped", "rows"):
+        assert report[name].reason == "kernel and output"
+    assert report["across"].mode == "output-only"
+
+
 def test_an_unrolled_loop_needs_no_warning(recwarn):
     source = keras.Sequential([keras.Input((3, 2)), layers.GRU(2, unroll=True, name="memory"), layers.Dense(2)])
     report = {entry.layer: entry for entry in quantize_aware(source, calibration=np.ones((8, 3, 2))).report}

@@ -64,7 +64,6 @@ class QuantizedNet:
         self._names: set[str] = set()
         net = emit(self.blueprint, self._wrap_layer, self._wrap_tensor)
         self.model, self._weights, self.layers = net.model, net.variables, net.layers
-        self.set_kernel_ranges()
 
     @property
     def report(self) -> tuple[LayerReport, ...]:

@@ -1,0 +1,48 @@
+"""A second model with the same weights."""
+
+from typing import Any
+
+import keras
+
+
+def copy_model(model: keras.Model) -> keras.Model:
+    """A new model like `model`, with the same weights, compiled the same way.
+
+    Args:
+        model: Built `keras.Model`. A subclassed one needs `get_config`, as for saving, and a recorded build.
+
+    Returns: a model that shares nothing with `model`; the state of its optimizer is new.
+    Raises: ValueError for a model that Keras cannot make again from its config.
+    """
+    copied = _same_kind(model)
+    if [tuple(w.shape) for w in copied.weights] != [tuple(w.shape) for w in model.weights]:
+        raise ValueError(
+            f"{model.name!r} made again from its config has other weights. Way out: build a second model yourself and "
+            "pass it with `set_weights(model.get_weights())`."
+        )
+    copied.set_weights(model.get_weights())
+    for own, other in zip(model._flatten_layers(), copied._flatten_layers(), strict=False):
+        if own.trainable != other.trainable:
+            other.trainable = own.trainable
+    config = model.get_compile_config() if model.compiled else None
+    if config:
+        copied.compile_from_config(config)
+    return copied
+
+
+def _same_kind(model: keras.Model) -> keras.Model:
+    if isinstance(model, keras.Sequential) or type(model) is keras.Model:
+        return keras.models.clone_model(model)
+    try:
+        classes = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
+        own = {name: cls for name, cls in classes.items() if not cls.__module__.startswith("keras.")}
+        config: Any = keras.saving.serialize_keras_object(model)
+        copied = keras.saving.deserialize_keras_object(config, custom_objects=own, safe_mode=False)
+        if not copied.built:
+            copied.build_from_config(model.get_build_config())
+    except Exception as error:  # whatever a foreign `get_config` or `__init__` does
+        raise ValueError(
+            f"{model.name!r} ({type(model).__name__}) cannot be made again from its config ({error}). Way out: "
+            "give the class `get_config` and `from_config`, as saving needs them, or build a second model yourself."
+        ) from error
+    return copied

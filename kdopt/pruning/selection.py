@@ -1,0 +1,110 @@
+"""The kernels of one pruning, their pattern and their allocation: from scores to masks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.core.kernels import KernelView, Skipped, find_kernels, select
+from kdopt.pruning.allocation import Allocation, allocation_of
+from kdopt.pruning.patterns import PATTERNS, Pattern
+
+
+class Selection:
+    """What is pruned in a model.
+
+    Args:
+        model: Built `keras.Model`.
+        layers: As `kdopt.core.kernels.select` takes them.
+        pattern: Name in `PATTERNS`, or a `Pattern`.
+        allocation: Name in `ALLOCATIONS`, a dict layer name -> sparsity, or an `Allocation`.
+
+    Attributes:
+        kernels: The kernels that lose weights.
+        skipped: Layers that do not, each with the reason.
+        variables: The Variables that get a mask: those of the kernels, then what goes with their channels.
+
+    Raises: ValueError if nothing can be pruned, if a chosen layer cannot, or if the pattern does not divide a kernel.
+    """
+
+    def __init__(self, model: keras.Model, layers: Any, pattern: str | Pattern, allocation: Any) -> None:
+        self.pattern: Pattern = PATTERNS.get(pattern)
+        self.allocation: Allocation = allocation_of(allocation)
+        found, self.skipped = find_kernels(model)
+        chosen = select(found, layers, self.skipped)
+        self.kernels = self._fitting(chosen, explicit=layers is not None)
+        for view in self.kernels:
+            self.pattern.check(view)
+        self.allocation.check(self.kernels)
+        self._coupled = self.pattern.couple(model, self.kernels)
+        self._companions = [
+            (i, variable) for i, view in enumerate(self.kernels) for variable in self.pattern.companions(view)
+        ]
+        self.variables = [view.variable for view in self.kernels] + [variable for _, variable in self._companions]
+
+    def _fitting(self, views: list[KernelView], *, explicit: bool) -> list[KernelView]:
+        reasons = [(view, self.pattern.reason(view)) for view in views]
+        unfit = [Skipped(view.name, reason, known=True, unfit=True) for view, reason in reasons if reason is not None]
+        fit = [view for view, reason in reasons if reason is None]
+        if unfit and (explicit or not fit):
+            told = listed(unfit)
+            raise ValueError(f"The pattern {type(self.pattern).__name__} has no meaning for {told}.")
+        if not fit:
+            raise ValueError("This model has no kernel that training would update.")
+        self.skipped = [*self.skipped, *unfit]
+        return fit
+
+    def check_sparsity(self, sparsity: float) -> None:
+        """Refuses a sparsity that the pattern cannot reach.
+
+        Raises: ValueError.
+        """
+        if sparsity > self.pattern.largest + 1e-9:
+            raise ValueError(
+                f"The pattern {type(self.pattern).__name__} reaches a sparsity of {self.pattern.largest:g} at most; "
+                f"got {sparsity:g}. Choose a lower one or another pattern."
+            )
+
+    def masks(self, scores: Sequence[np.ndarray], sparsity: float, progress: float = 1.0) -> list[np.ndarray]:
+        """One mask for each of `variables`.
+
+        Args:
+            scores: One array a kernel.
+            sparsity: Float in [0, 1), fraction of zeros in all kernels together.
+            progress: Float in [0, 1], `sparsity` over its final value. Defaults to `1.0`.
+
+        Raises: ValueError for a score that is not finite.
+        """
+        for view, score in zip(self.kernels, scores, strict=True):
+            _refuse_infinite(view.name, score)
+        units = [self.pattern.group(self.kernels, m, [scores[i] for i in m]) for m in self._coupled]
+        kept = self.allocation.keep(units, self.kernels, sparsity, progress)
+        masks: list[Any] = [None] * len(self.kernels)
+        for unit, keep in zip(units, kept, strict=True):
+            for member, mask in zip(unit.members, unit.masks(keep), strict=True):
+                masks[member] = mask
+        return masks + [self._of_companion(masks[i], i, variable) for i, variable in self._companions]
+
+    def _of_companion(self, mask: np.ndarray, index: int, variable: keras.Variable) -> np.ndarray:
+        """The kernel's mask without the axes the companion does not have: a channel with no weight left is gone."""
+        view, rank = self.kernels[index], len(variable.shape)
+        if rank == 1:
+            axis = view.channel_axis % mask.ndim
+            return np.asarray(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
+        return np.asarray(mask.any(axis=tuple(range(mask.ndim - rank))))  # (heads, key) of (in, heads, key)
+
+
+def listed(skipped: Sequence[Skipped], most: int = 3) -> str:
+    """The first layers and their reasons, and how many more."""
+    more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
+    return "; ".join(f"{skip.name!r}: {skip.reason}" for skip in skipped[:most]) + more
+
+
+def _refuse_infinite(name: str, score: np.ndarray) -> None:
+    wrong = int(np.count_nonzero(~np.isfinite(score)))
+    if wrong:
+        raise ValueError(
+            f"{wrong} of {score.size} pruning scores of {name!r} are NaN or infinite: training has diverged (lower "
+            "the learning rate), or the criterion is wrong. No mask was changed."
+        )

@@ -1,0 +1,139 @@
+"""GradualPruning with other criteria, patterns, allocations and schedules."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from kdopt.core.optimizers import slots
+from kdopt.pruning import GradualPruning
+from kdopt.schedules import Constant, Epochs, MultiStep, OneShot, Polynomial
+
+X = np.random.default_rng(0).normal(size=(64, 6, 6, 2)).astype("float32")
+Y = np.random.default_rng(1).integers(0, 3, 64)
+
+
+def make_model(optimizer=None, **compile_args):
+    """Conv, BatchNormalization, a residual, a depthwise layer and a nested head."""
+    x = keras.Input((6, 6, 2))
+    h = layers.Conv2D(4, 3, padding="same", name="conv")(x)
+    h = layers.ReLU()(layers.BatchNormalization(name="norm")(h))
+    h = layers.Add()([h, layers.DepthwiseConv2D(3, padding="same", name="depthwise")(h)])
+    head = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(8, name="hidden"), layers.Dense(3, name="logits")], name="head"
+    )
+    model = keras.Model(x, head(layers.GlobalAveragePooling2D()(h)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], **compile_args)
+    return model
+
+
+def kernels(model):
+    head = model.get_layer("head")
+    return [
+        model.get_layer("conv").kernel,
+        model.get_layer("depthwise").kernel,
+        head.get_layer("hidden").kernel,
+        head.get_layer("logits").kernel,
+    ]
+
+
+def zeros(model):
+    return [int(np.count_nonzero(kernel.numpy() == 0)) for kernel in kernels(model)]
+
+
+def fit(model, *callbacks, epochs=2, **kwargs):
+    """8 updates an epoch."""
+    return model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=list(callbacks), **kwargs)
+
+
+class Watch(keras.callbacks.Callback):
+    """Counts the zeros after every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.zeros = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.zeros.append(zeros(self.model))
+
+
+def test_a_schedule_in_epochs():
+    model = make_model()
+    watch = Watch()
+    schedule = MultiStep({Epochs(0.5): 0.25, Epochs(1): 0.5})
+    fit(model, GradualPruning(schedule, layers=["conv"]), watch)  # 8 updates an epoch
+    assert [z[0] for z in watch.zeros] == [0] * 4 + [18] * 4 + [36] * 8
+
+
+def test_masks_come_back_at_zero_and_without_momentum():
+    """Cyclic: half the weights go, then all are free; a weight that comes back has to start from nothing."""
+    model = make_model()
+    state = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if int(model.optimizer.iterations) == 4:  # after the masks have changed
+                state["kernel"] = kernels(model)[0].numpy()
+                state["slots"] = [slot.numpy() for slot in slots(model.optimizer, kernels(model)[0])]
+
+    fit(model, GradualPruning(MultiStep({0: 0.5, 4: 0.0}), layers=["conv"]), Look(), epochs=1)
+    gone = state["kernel"] == 0
+    assert np.count_nonzero(gone) == 36
+    for slot in state["slots"]:
+        assert np.all(slot[gone] == 0)
+        assert np.any(slot[~gone] != 0)
+    assert zeros(model)[0] == 0
+
+
+def test_gradients_of_the_running_fit_score_the_weights():
+    """OBD at update 4 with SGD(0): 1/2 w^2 * mean g^2 over the four batches before, by GradientTape."""
+    model = make_model(keras.optimizers.SGD(0.0))
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+    model.compile(keras.optimizers.SGD(0.0), model.loss)
+    kernel = kernels(model)[2]
+    start = kernel.numpy()
+    squares = []
+    for i in range(0, 32, 8):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x=None, y=Y[i : i + 8], y_pred=model(X[i : i + 8], training=True))
+        squares.append(tape.gradient(loss, kernel.value).numpy() ** 2)
+    scores = start**2 * np.mean(squares, axis=0) / 2
+    fit(model, GradualPruning(OneShot(0.5, begin_step=4), "obd", layers=["hidden"]), epochs=1, shuffle=False)
+    expected = np.ones(32, bool)
+    expected[np.argsort(scores.reshape(-1), kind="stable")[:16]] = False
+    np.testing.assert_array_equal((kernel.numpy() != 0).reshape(-1), expected)
+    assert "apply" not in vars(model.optimizer)
+
+
+def test_channels_with_a_global_allocation_in_fit():
+    model = make_model()
+    pruning = GradualPruning(Polynomial(0.5, end_step=6, frequency=2), "l2", pattern="channel", layers=["conv"])
+    fit(model, pruning)
+    conv, norm = model.get_layer("conv"), model.get_layer("norm")
+    gone = (conv.kernel.numpy() == 0).all(axis=(0, 1, 2))
+    assert gone.sum() == 2
+    for variable in (conv.bias, norm.gamma, norm.beta):
+        np.testing.assert_array_equal(variable.numpy() == 0, gone)
+        assert variable.constraint is None
+
+
+def test_what_a_pattern_is_not_for_is_left_out_with_a_warning():
+    with pytest.warns(UserWarning, match="leaves out layers that the pattern InputChannel is not for. 'depthwise'"):
+        fit(make_model(), GradualPruning(Constant(0.5), pattern="input_channel"), epochs=1)
+
+
+def test_bad_combinations():
+    with pytest.raises(ValueError, match="criterion Wanda needs samples: pass `data=`"):
+        GradualPruning(Constant(0.5), "wanda")
+    with pytest.raises(ValueError, match="`scope` and `allocation` say the same"):
+        GradualPruning(Constant(0.5), scope="global", allocation="lamp")
+    with pytest.raises(ValueError, match="NM reaches a sparsity of 0.5 at most; got 0.8"):
+        fit(make_model(), GradualPruning(Constant(0.8), pattern="n_m", layers=["hidden"]))
+    model = make_model()
+    kernels(model)[0].assign(np.full((3, 3, 2, 4), np.inf))
+    with pytest.raises(ValueError, match="72 of 72 pruning scores of 'conv' are NaN or infinite"):
+        fit(model, GradualPruning(Constant(0.5)))
