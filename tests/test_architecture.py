@@ -235,8 +235,10 @@ def loaded_by(statement):
 
 
 def test_import_kdopt_is_light():
-    everything = "import kdopt, kdopt.core, kdopt.schedules, kdopt.criteria, kdopt.pruning, kdopt.distillation"
-    loaded = loaded_by(f"{everything}, kdopt.quantization, kdopt.reports, kdopt.pipeline, kdopt.cli")
+    everything = "import kdopt, kdopt.core, kdopt.schedules, kdopt.criteria, kdopt.regularizers, kdopt.pruning"
+    loaded = loaded_by(
+        f"{everything}, kdopt.distillation, kdopt.quantization, kdopt.reports, kdopt.pipeline, kdopt.cli"
+    )
     assert (loaded - loaded_by("import keras")).isdisjoint(HEAVY)  # Keras itself loads matplotlib where it is
 
 

@@ -38,6 +38,8 @@ class AfterUpdate:
         function: (tensor, `Update`) -> tensor of the same shape.
     """
 
+    owner: Any = None  # the `Live` that made it
+
     def __init__(
         self, model: keras.Model, variable: keras.Variable, function: Callable[[Tensor, Update], Tensor]
     ) -> None:

@@ -15,6 +15,8 @@ Tensor = Any
 class GradientAccumulator:
     """Sums of a function of the gradients, gathered inside the compiled step. Made by `Live.accumulate`."""
 
+    owner: Any = None  # the `Live` that made it
+
     def __init__(
         self,
         model: keras.Model,

@@ -16,6 +16,7 @@ from keras import ops
 
 from kdopt.core.after_update import AfterUpdate, Update
 from kdopt.core.gradients import GradientAccumulator
+from kdopt.core.optimizers import innermost
 
 Tensor = Any
 
@@ -111,8 +112,9 @@ class Live:
             transform: (variable, gradient) -> tensor of the variable's shape. Defaults to the gradient;
                 `lambda w, g: g * g` gives the empirical Fisher diagonal.
         """
+        self._release_leftovers("apply")
         accumulator = GradientAccumulator(self.model, list(variables), transform)
-        self._hooks.append(accumulator)
+        self._keep(accumulator)
         return accumulator
 
     def after_update(self, variable: keras.Variable, function: Callable[[Tensor, Update], Tensor]) -> None:
@@ -125,11 +127,29 @@ class Live:
             variable: Trainable Variable of the model.
             function: (tensor, `Update`) -> tensor of the same shape.
         """
-        self._hooks.append(AfterUpdate(self.model, variable, function))
+        self._release_leftovers("update_step")
+        self._keep(AfterUpdate(self.model, variable, function))
+
+    def _keep(self, hook: GradientAccumulator | AfterUpdate) -> None:
+        hook.owner = self
+        self._hooks.append(hook)
+
+    def _release_leftovers(self, method: str) -> None:
+        """Takes off the optimizer what an interrupted run has left on one of its methods."""
+        optimizer = innermost(self.model.optimizer)
+        for part in {id(o): o for o in (optimizer, *getattr(optimizer, "optimizers", ()))}.values():
+            hooks = getattr(vars(part).get(method), "parts", ())
+            for owner in {hook.owner for hook in hooks}:
+                if _is_over(owner, self):
+                    owner.release()
 
     def rebuild(self) -> None:
-        """Makes the model compile its train step anew at the next batch, also in the middle of `fit`."""
+        """Makes the model compile its train step anew at the next batch, also in the middle of `fit`.
+
+        The evaluation step, too, which adds penalties to its loss.
+        """
         self.model.make_train_function(force=True)
+        self.model.test_function = None
 
     def release(self) -> None:
         """Takes everything off and makes the model compile its train step anew when next needed."""
@@ -143,14 +163,14 @@ class Live:
         for hook in self._hooks:
             hook.release()
         if self._attached or self._hooks:
-            self.model.train_function = None
+            self.model.train_function = self.model.test_function = None
         self._attached, self._hooks = [], []
 
     def _attach(self, slot: str, variable: keras.Variable, function: Callable[[Tensor], Tensor]) -> None:
         chain = getattr(variable, slot)
         if isinstance(chain, _Chain):
             for owner in {owner for owner, _ in chain.parts}:
-                if owner.run is not None and self.run is not None and owner.run is not self.run:
+                if _is_over(owner, self):
                     owner.release()
             chain = getattr(variable, slot)
         if not isinstance(chain, _Chain):
@@ -158,6 +178,11 @@ class Live:
             setattr(variable, slot, chain)
         chain.parts.append((self, function))
         self._attached.append((slot, variable))
+
+
+def _is_over(owner: Live | None, newer: Live) -> bool:
+    """Whether `owner` belongs to another run than `newer`, which has begun since."""
+    return owner is not None and owner.run is not None and newer.run is not None and owner.run is not newer.run
 
 
 def users_own(variable: keras.Variable) -> dict[str, Callable[[Tensor], Tensor] | None]:

@@ -12,12 +12,13 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Maps names to the classes of one kind of thing.
 
-    Registration also makes the class known to Keras under `kdopt>ClassName`, so that it
+    Registration also makes the class known to Keras under `package>ClassName`, so that it
     serializes inside a `.keras` file.
 
     Args:
         kind: String, what the members are ("criterion"); used in error messages.
         base: Class every member is an instance of.
+        package: String for Keras; two members of one package need different class names. Defaults to `"kdopt"`.
 
     Example:
     ```
@@ -30,9 +31,10 @@ class Registry(Generic[T]):
     ```
     """
 
-    def __init__(self, kind: str, base: type[T]) -> None:
+    def __init__(self, kind: str, base: type[T], package: str = "kdopt") -> None:
         self.kind = kind
         self.base = base
+        self.package = package
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -46,7 +48,7 @@ class Registry(Generic[T]):
                 taken = self._classes[name].__qualname__
                 raise ValueError(f"{self.kind} name {name!r} is already taken by {taken}.")
             self._classes[name] = cls
-            return keras.saving.register_keras_serializable("kdopt")(cls)
+            return keras.saving.register_keras_serializable(self.package)(cls)
 
         return add
 

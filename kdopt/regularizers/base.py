@@ -124,21 +124,8 @@ class Penalty(keras.regularizers.Regularizer):
         return cls(**config)
 
 
-class _Penalties(Registry[Penalty]):
-    """Known to Keras as `kdopt.regularizers>ClassName`: there is a criterion `kdopt>L1`, too."""
-
-    def register(self, name: str) -> Callable[[type[Any]], type[Any]]:
-        def add(cls: type[Any]) -> type[Any]:
-            if name in self._classes:
-                taken = self._classes[name].__qualname__
-                raise ValueError(f"{self.kind} name {name!r} is already taken by {taken}.")
-            self._classes[name] = cls
-            return keras.saving.register_keras_serializable("kdopt.regularizers")(cls)
-
-        return add
-
-
-PENALTIES = _Penalties("regularizer", Penalty)
+# A package of its own: there is a criterion `kdopt>L1`, too.
+PENALTIES: Registry[Penalty] = Registry("regularizer", Penalty, package="kdopt.regularizers")
 
 
 def _float(weights: Tensor) -> Tensor:

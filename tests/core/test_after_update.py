@@ -99,3 +99,32 @@ def test_slots_are_the_optimizers_own():
     plain = make_model(keras.optimizers.SGD(0.1))
     fit(plain)
     assert slots(plain.optimizer, plain.get_layer("dense").kernel) == []
+
+
+def test_what_an_interrupted_run_left_goes_when_the_next_attaches():
+    model = make_model(keras.optimizers.SGD(0.0))
+    kernel = model.get_layer("dense").kernel
+    start = kernel.numpy()
+    old, new = Live(model, run=object()), Live(model, run=object())
+    old.after_update(kernel, lambda value, update: value + 100)
+    old_sums = old.accumulate([kernel])
+    new.after_update(kernel, lambda value, update: value + 1)
+    sums = new.accumulate([kernel])
+    new.rebuild()
+    fit(model, epochs=1)
+    np.testing.assert_allclose(kernel.numpy(), start + 4, rtol=1e-5)
+    assert (old_sums.batches(), sums.batches()) == (0, 4)
+    new.release()
+    assert not {"apply", "update_step"} & set(vars(model.optimizer))
+
+
+def test_a_penalty_is_in_the_loss_of_evaluate_also_after_a_first_one():
+    model = make_model(keras.optimizers.SGD(0.0))
+    kernel = model.get_layer("dense").kernel
+    plain = model.evaluate(X, Y, verbose=0)
+    live = Live(model)
+    live.penalize(kernel, lambda value: keras.ops.sum(keras.ops.abs(value)))
+    live.rebuild()
+    assert model.evaluate(X, Y, verbose=0) == pytest.approx(plain + np.abs(kernel.numpy()).sum(), rel=1e-5)
+    live.release()
+    assert model.evaluate(X, Y, verbose=0) == pytest.approx(plain, rel=1e-5)
