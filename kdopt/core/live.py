@@ -22,14 +22,17 @@ Tensor = Any
 
 
 class _Chain:
-    """What a Variable calls while something of ours is attached: the user's function, then ours."""
+    """What a Variable calls while something of ours is attached: the user's function, then ours.
+
+    The kinds are Keras's own: before 3.15 a Variable takes nothing else.
+    """
 
     def __init__(self, user: Callable[[Tensor], Tensor] | None) -> None:
         self.user = user
         self.parts: list[tuple[Live, Callable[[Tensor], Tensor]]] = []
 
 
-class _ConstraintChain(_Chain):
+class _ConstraintChain(_Chain, keras.constraints.Constraint):
     def __call__(self, value: Tensor) -> Tensor:
         value = ops.convert_to_tensor(value)
         if self.user is not None:
@@ -42,7 +45,7 @@ class _ConstraintChain(_Chain):
         return value
 
 
-class _RegularizerChain(_Chain):
+class _RegularizerChain(_Chain, keras.regularizers.Regularizer):
     def __call__(self, value: Tensor) -> Tensor:
         functions = [] if self.user is None else [self.user]
         return sum(function(value) for function in [*functions, *(function for _, function in self.parts)])
