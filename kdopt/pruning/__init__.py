@@ -10,9 +10,14 @@ from kdopt.pruning.allocation import (
     Threshold,
     Uniform,
 )
+from kdopt.pruning.budget import Budget
 from kdopt.pruning.callbacks import GradualPruning
+from kdopt.pruning.logger import SparsityLogger
 from kdopt.pruning.patterns import NM, PATTERNS, Block, Channel, Head, InputChannel, Pattern, Unstructured
+from kdopt.pruning.prune import prune
 from kdopt.pruning.regrow import RegrowPruning
+from kdopt.pruning.report import LayerPruning, PruningReport
+from kdopt.pruning.robustness import corruptions, robustness
 
 __all__ = [
     "ALLOCATIONS",
@@ -20,6 +25,7 @@ __all__ = [
     "PATTERNS",
     "Allocation",
     "Block",
+    "Budget",
     "Channel",
     "ErdosRenyi",
     "Global",
@@ -27,10 +33,16 @@ __all__ = [
     "Head",
     "InputChannel",
     "Lamp",
+    "LayerPruning",
     "Pattern",
     "PerLayer",
+    "PruningReport",
     "RegrowPruning",
+    "SparsityLogger",
     "Threshold",
     "Uniform",
     "Unstructured",
+    "corruptions",
+    "prune",
+    "robustness",
 ]
