@@ -1,6 +1,7 @@
 """One seed for Python, NumPy and Keras."""
 
 import keras
+from keras.src.backend.common import global_state
 
 from kdopt.core.validation import check_integer
 
@@ -12,3 +13,5 @@ def set_seed(seed: int) -> None:
         seed: Integer >= 0.
     """
     keras.utils.set_random_seed(check_integer("seed", seed, minimum=0))
+    # Keras itself starts its generator anew from 3.15 on.
+    global_state.set_global_attribute("global_seed_generator", None)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.kernels import KernelView, Skipped
@@ -40,6 +41,20 @@ class MaskCallback(keras.callbacks.Callback):
         self._begin: int | None = None
         self._run: PruningRun | None = None
         self._is_final = False
+        self._masks: dict[str, np.ndarray] = {}
+        self._loop_optimizer: keras.optimizers.Optimizer | None = None  # of a training loop, see `pruning_loop`
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """Path of a kernel (`KernelView.path`) -> its mask, bool, False where the weight is held at zero.
+
+        Those of the running `fit`, or at the end of the last one; empty before the first.
+        """
+        return dict(self._masks) if self._run is None else self._run.masks
+
+    @property
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        return self.model.optimizer if self._loop_optimizer is None else self._loop_optimizer
 
     @abstractmethod
     def _make_rule(self) -> MaskRule:
@@ -87,17 +102,18 @@ class MaskCallback(keras.callbacks.Callback):
     def release(self) -> None:
         """Takes the masks off the model, e.g. after an interrupted `fit`. The zeros there are stay."""
         if self._run is not None:
+            self._masks = self._run.masks
             self._run.release()
         self._run, self._begin, self._is_final = None, None, False
 
     def _updates_an_epoch(self) -> int | None:
         """Optimizer updates of one epoch of this `fit`; `None` while Keras does not know the number of batches."""
         batches = self.params.get("steps") if self.params else None
-        accumulated = getattr(innermost(self.model.optimizer), "gradient_accumulation_steps", None) or 1
+        accumulated = getattr(innermost(self._optimizer), "gradient_accumulation_steps", None) or 1
         return None if batches is None else max(1, batches // accumulated)
 
     def _begin_step(self) -> int:
-        return updates(self.model.optimizer) if self._begin is None else self._begin
+        return updates(self._optimizer) if self._begin is None else self._begin
 
     def _started(self) -> PruningRun:
         """The run of this `fit`; the first call finds the kernels and attaches the masks."""
@@ -111,6 +127,7 @@ class MaskCallback(keras.callbacks.Callback):
                 begin=self._begin_step(),
                 backup=self._company.backup(),
                 run=self._company.run,
+                optimizer=self._loop_optimizer,
             )
             self._note_final(self._run)
         return self._run
@@ -138,7 +155,7 @@ class MaskCallback(keras.callbacks.Callback):
             warn_user(f"{self._name}: fit ran no batch, so nothing was pruned.")
             return
         run = self._started()  # a backup of a finished run may have been restored
-        if run.apply() and not getattr(innermost(self.model.optimizer), "use_ema", False):
+        if run.apply() and not getattr(innermost(self._optimizer), "use_ema", False):
             warn_user(
                 f"{self._name}: another callback put in weights that were not pruned like the last epoch's, e.g. an "
                 "earlier, less sparse epoch. They were masked again: evaluate the model before you use it."

@@ -1,7 +1,9 @@
 """The masks of one running `fit`: made by a rule, attached to Variables, kept for a resume."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -25,6 +27,8 @@ class PruningRun:
         begin: Integer, updates the optimizer had made when this `fit` began.
         backup: Keras' backup of this `fit`, or `None`.
         run: Object that stands for this `fit`; see `Live`.
+        optimizer: The optimizer of a training loop of the user's own, where masks act by `hold` alone. Defaults to
+            `None`: the model's, in `fit`.
     """
 
     def __init__(
@@ -35,15 +39,21 @@ class PruningRun:
         begin: int,
         backup: keras.callbacks.BackupAndRestore | None,
         run: object,
+        optimizer: keras.optimizers.Optimizer | None = None,
     ) -> None:
         self.model, self._rule = model, rule
+        self._optimizer = model.optimizer if optimizer is None else optimizer
         self._variables = rule.selection.variables
         self._begin = begin
         self._next = rule.next_update(-1)
         self._batches_left = 0.0
+        self._hold: Callable[[], None] | None = None
+        self.waits = False  # for the rule to see something of the training, such as gradients
         self._backup = MaskBackup(backup, self._identity())
         entry = self._backup.restore(begin, [_numpy(variable) for variable in self._variables])
-        self._live = Live(model, run)
+        # A loop may train a model that was never compiled, with an optimizer the model does not know.
+        own_loop = SimpleNamespace(optimizer=optimizer, distribute_strategy=model.distribute_strategy)
+        self._live = Live(model, run) if optimizer is None else Live(cast(Any, own_loop))
         with model.distribute_strategy.scope():
             self._masks = [
                 keras.Variable(np.ones(variable.shape, bool), dtype="bool", trainable=False, name="mask")
@@ -57,10 +67,16 @@ class PruningRun:
             if entry.meta["updated"]:
                 self._next = rule.next_update(entry.step - self._begin)
             self._set(entry.masks)
-        for variable, mask in zip(self._variables, self._masks, strict=True):
-            self._live.constrain(variable, functools.partial(_masked, mask))
         rule.attach(self._live)
-        self._live.rebuild()
+        if optimizer is None:
+            for variable, mask in zip(self._variables, self._masks, strict=True):
+                self._live.constrain(variable, functools.partial(_masked, mask))
+            self._live.rebuild()
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """Path of a kernel -> its mask as it is now, bool, False where the weight is held at zero."""
+        return {view.path: mask.copy() for view, mask in zip(self._rule.selection.kernels, self._stored, strict=False)}
 
     @property
     def complete(self) -> bool:
@@ -70,7 +86,7 @@ class PruningRun:
     @property
     def step(self) -> int:
         """Optimizer updates since the rule began."""
-        return updates(self.model.optimizer) - self._begin
+        return updates(self._optimizer) - self._begin
 
     def batch_begins(self) -> None:
         """Changes the masks if it is time; reads the step from the device only when it may be."""
@@ -78,15 +94,24 @@ class PruningRun:
             self.update_if_due()
         self._batches_left -= self.model.steps_per_execution
 
+    def hold(self) -> None:
+        """Zeroes what the masks leave out, without a look at the values: one compiled call, for every step of a loop."""
+        if self._hold is None:
+            import tensorflow as tf
+
+            self._hold = tf.function(self._mask_all, autograph=False)
+        self._hold()
+
     def update_if_due(self) -> None:
         """Changes the masks if the rule has an update at or before this step."""
         step = self.step
-        if self._next is not None and step >= self._next and not self.model.stop_training:
+        if self._next is not None and step >= self._next and not getattr(self.model, "stop_training", False):
             try:
                 masks = self._rule.masks(self.model, step, self._stored)
             except Exception:
                 self.release()
                 raise
+            self.waits = masks is None
             if masks is None:
                 return
             self._next = self._rule.next_update(step)
@@ -99,15 +124,19 @@ class PruningRun:
         """Zeroes what the masks leave out, in an optimizer's averages too; True if that changed a weight."""
         changed = False
         for own, mask, stored in zip(self._variables, self._masks, self._stored, strict=True):
-            for variable in [own, *averages(self.model.optimizer, own)]:
+            for variable in [own, *averages(self._optimizer, own)]:
                 if _numpy(variable)[~stored].any():
                     changed = changed or variable is own
                     variable.assign(_masked(mask, variable))
         return changed
 
+    def _mask_all(self) -> None:
+        for variable, mask in zip(self._variables, self._masks, strict=True):
+            variable.assign(_masked(mask, variable))
+
     def epoch_ended(self) -> None:
         """Lets go of stored masks that no backup can need any more."""
-        self._backup.epoch_ended(updates(self.model.optimizer))
+        self._backup.epoch_ended(updates(self._optimizer))
 
     def release(self) -> None:
         """Takes the masks off. The zeros stay until training changes them."""
@@ -125,7 +154,7 @@ class PruningRun:
         """Weights whose mask came back start at zero, without the momentum of the time they were out."""
         for variable, returned in zip(self._variables, back, strict=True):
             if returned.any():
-                for kept in slots(self.model.optimizer, variable):
+                for kept in slots(self._optimizer, variable):
                     kept.assign(ops.where(returned, ops.zeros_like(kept), kept))
 
     def _identity(self) -> dict[str, Any]:
