@@ -1,12 +1,13 @@
 """How much each kernel loses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kdopt.core.kernels import KernelView
+from kdopt.core.ordering import ascending
 from kdopt.core.registry import Registry
 from kdopt.core.validation import check_fraction
 from kdopt.pruning.masks import keep_highest
@@ -16,7 +17,7 @@ Bounds = float | Mapping[str, float]
 
 
 class Allocation(ABC):
-    """Decides which units stay. Subclass it, implement `fractions` or `keep`, register it in `ALLOCATIONS`.
+    """Decides which units stay. Subclass it, implement `keep`, register it in `ALLOCATIONS`.
 
     Args:
         minimum: Float in [0, 1), least sparsity of every kernel, or a dict layer name -> float. Defaults to `0.0`.
@@ -29,17 +30,18 @@ class Allocation(ABC):
 
     @abstractmethod
     def keep(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[np.ndarray]:
+        self, units: Iterable[Units], views: Sequence[KernelView], sparsity: float, progress: float
+    ) -> Iterator[tuple[Units, np.ndarray]]:
         """Which units stay.
 
         Args:
-            units: The units of each kernel (or coupled kernels).
+            units: The units of each kernel (or coupled kernels), in order, scored as they are asked for: one that
+                decides kernel by kernel holds the scores of one at a time.
             views: The kernels that `Units.members` number.
             sparsity: Float in [0, 1), fraction of zeros in all kernels together.
             progress: Float in [0, 1], `sparsity` over its final value.
 
-        Returns: one bool array (n,) for each of `units`.
+        Returns: each of `units` with a bool array (n,), in order.
         """
 
     def bounds(self, units: Units, views: Sequence[KernelView]) -> tuple[float, float]:
@@ -84,30 +86,26 @@ ALLOCATIONS: Registry[Allocation] = Registry("allocation", Allocation)  # type: 
 class _Fractions(Allocation):
     """An allocation that knows the sparsity of each kernel before it sees the scores."""
 
-    def fractions(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[float]:
+    def fractions(self, views: Sequence[KernelView], sparsity: float, progress: float) -> list[float]:
+        """One sparsity a kernel; coupled kernels get the largest of theirs."""
         raise NotImplementedError
 
     def keep(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[np.ndarray]:
-        wanted = self.fractions(units, views, sparsity, progress)
-        kept = []
-        for unit, fraction in zip(units, wanted, strict=True):
+        self, units: Iterable[Units], views: Sequence[KernelView], sparsity: float, progress: float
+    ) -> Iterator[tuple[Units, np.ndarray]]:
+        wanted = self.fractions(views, sparsity, progress)
+        for unit in units:
             low, high = self.bounds(unit, views)
-            kept.append(unit.keep(min(max(fraction, low * progress), high) * unit.weights))
-        return kept
+            fraction = max(low * progress, *(wanted[i] for i in unit.members))
+            yield unit, unit.keep(min(fraction, high) * unit.weights)
 
 
 @ALLOCATIONS.register("uniform")
 class Uniform(_Fractions):
     """Every kernel the same sparsity."""
 
-    def fractions(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[float]:
-        return [sparsity] * len(units)
+    def fractions(self, views: Sequence[KernelView], sparsity: float, progress: float) -> list[float]:
+        return [sparsity] * len(views)
 
     def asked(self, views: Sequence[KernelView], sparsity: float | None) -> list[float | None]:
         return [sparsity] * len(views)
@@ -124,11 +122,10 @@ class ErdosRenyi(_Fractions):
         2018, equation 1.
     """
 
-    def fractions(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[float]:
-        weights = np.array([unit.weights for unit in units], float)
-        raw = np.array([_mean_ratio(unit, views) for unit in units])
+    def fractions(self, views: Sequence[KernelView], sparsity: float, progress: float) -> list[float]:
+        shapes = [tuple(view.variable.shape) for view in views]
+        weights = np.array([np.prod(shape) for shape in shapes], float)
+        raw = np.array([sum(shape) for shape in shapes]) / weights
         return list(1 - erdos_renyi_densities(weights, raw, 1 - sparsity))
 
 
@@ -155,37 +152,31 @@ class Global(Allocation):
     """All kernels together have the sparsity; the lowest scores go, wherever they are.
 
     Units of different sizes are compared by their mean score a weight. A kernel can lose everything, of which
-    `GradualPruning` warns; `maximum` prevents it.
+    `GradualPruning` warns; `maximum` prevents it. Holds the scores of all kernels at once.
     """
 
-    def keep(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[np.ndarray]:
-        return self._keep([unit.scores / unit.sizes for unit in units], units, views, sparsity, progress)
+    def comparable(self, unit: Units) -> np.ndarray:
+        """Scores (n,) of a kernel's units as they are compared with those of other kernels."""
+        return unit.scores / unit.sizes
 
-    def _keep(
-        self,
-        scores: Sequence[np.ndarray],
-        units: Sequence[Units],
-        views: Sequence[KernelView],
-        sparsity: float,
-        progress: float,
-    ) -> list[np.ndarray]:
-        # A unit that its kernel's floor takes goes first; one that the ceiling keeps goes never.
-        ranks = []
-        for unit, score in zip(units, scores, strict=True):
-            low, high = self.bounds(unit, views)
-            must_go = ~unit.keep(low * progress * unit.weights)
-            may_go = high == 1 or ~unit.keep(high * unit.weights)
-            ranks.append(np.where(must_go, -1.0, np.where(may_go, score, np.inf)))
-        sizes = np.concatenate([unit.sizes for unit in units])
-        together = np.concatenate(ranks)
-        lost = sparsity * sum(unit.weights for unit in units)
-        stay = int(all(unit.empties for unit in units))
-        kept = keep_highest(together, sizes, max(lost, float(sizes[together < 0].sum())), stay=stay) | np.isinf(
-            together
-        )
-        return np.split(kept, np.cumsum([len(rank) for rank in ranks])[:-1])
+    def keep(
+        self, units: Iterable[Units], views: Sequence[KernelView], sparsity: float, progress: float
+    ) -> Iterator[tuple[Units, np.ndarray]]:
+        found = list(units)
+        together = np.concatenate([self._ranks(unit, views, progress) for unit in found])
+        sizes = np.concatenate([unit.sizes for unit in found])
+        lost = max(sparsity * sum(unit.weights for unit in found), float(sizes[together < 0].sum()))
+        stay = int(all(unit.empties for unit in found))
+        kept = keep_highest(together, sizes, lost, stay=stay) | np.isinf(together)
+        yield from zip(found, np.split(kept, np.cumsum([len(unit.sizes) for unit in found])[:-1]), strict=True)
+
+    def _ranks(self, unit: Units, views: Sequence[KernelView], progress: float) -> np.ndarray:
+        """Scores; a unit that the kernel's floor takes goes first, one that the ceiling keeps never goes."""
+        low, high = self.bounds(unit, views)
+        ranks = self.comparable(unit)
+        if high < 1:
+            ranks = np.where(unit.keep(high * unit.weights), np.inf, ranks)
+        return ranks if low == 0 else np.where(unit.keep(low * progress * unit.weights), ranks, -1.0)
 
 
 @ALLOCATIONS.register("lamp")
@@ -196,18 +187,16 @@ class Lamp(Global):
 
     With the criterion `"l2"` (s = w^2) this is LAMP. Every kernel keeps at least one unit by construction.
 
-    Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, equation 2.
+    Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, section 3.
     """
 
-    def keep(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[np.ndarray]:
-        return self._keep([layer_adaptive(unit.scores) for unit in units], units, views, sparsity, progress)
+    def comparable(self, unit: Units) -> np.ndarray:
+        return layer_adaptive(unit.scores)
 
 
 def layer_adaptive(scores: np.ndarray) -> np.ndarray:
     """s(u) / sum of s(v) over s(v) >= s(u); 0 where s(u) is 0. Among equals the first counts as the lowest."""
-    order = np.argsort(scores, kind="stable")
+    order = ascending(scores)
     tail = np.cumsum(scores[order][::-1], dtype=np.float64)[::-1]
     result = np.empty(scores.size)
     result[order] = np.divide(scores[order], tail, out=np.zeros(scores.size), where=tail > 0)
@@ -230,11 +219,8 @@ class PerLayer(_Fractions):
             raise TypeError(f"`sparsities` must be a dict layer name -> sparsity; got {sparsities!r}.")
         self.sparsities = {name: check_fraction(f"sparsities[{name!r}]", s) for name, s in sparsities.items()}
 
-    def fractions(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[float]:
-        own = [max(self.sparsities.get(views[i].name, 0.0) for i in unit.members) for unit in units]
-        return [progress * fraction for fraction in own]
+    def fractions(self, views: Sequence[KernelView], sparsity: float, progress: float) -> list[float]:
+        return [progress * self.sparsities.get(view.name, 0.0) for view in views]
 
     def asked(self, views: Sequence[KernelView], sparsity: float | None) -> list[float | None]:
         return [self.sparsities.get(view.name, 0.0) for view in views]
@@ -262,14 +248,12 @@ class Threshold(Allocation):
         self.threshold = float(threshold)
 
     def keep(
-        self, units: Sequence[Units], views: Sequence[KernelView], sparsity: float, progress: float
-    ) -> list[np.ndarray]:
-        kept = []
+        self, units: Iterable[Units], views: Sequence[KernelView], sparsity: float, progress: float
+    ) -> Iterator[tuple[Units, np.ndarray]]:
         for unit in units:
             lost = int(unit.sizes[unit.scores <= self.threshold].sum())
             low, high = self.bounds(unit, views)
-            kept.append(unit.keep(min(max(lost, low * unit.weights), high * unit.weights)))
-        return kept
+            yield unit, unit.keep(min(max(lost, low * unit.weights), high * unit.weights))
 
     def get_config(self) -> dict[str, Any]:
         return {"threshold": self.threshold, **super().get_config()}
@@ -288,11 +272,6 @@ def allocation_of(identifier: Any) -> Allocation:
             "kdopt.pruning.Threshold(...)."
         )
     return ALLOCATIONS.get(identifier)
-
-
-def _mean_ratio(unit: Units, views: Sequence[KernelView]) -> float:
-    shapes = [tuple(views[i].variable.shape) for i in unit.members]
-    return float(np.mean([sum(shape) / np.prod(shape) for shape in shapes]))
 
 
 def _check_bounds(name: str, value: Bounds) -> Any:

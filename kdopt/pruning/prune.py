@@ -15,7 +15,7 @@ from kdopt.pruning.budget import Budget, sparsity_for
 from kdopt.pruning.masking import Layers
 from kdopt.pruning.patterns import Pattern
 from kdopt.pruning.report import LayerPruning, PruningReport
-from kdopt.pruning.selection import Selection
+from kdopt.pruning.selection import Selection, scores_of
 
 
 def prune(
@@ -60,7 +60,7 @@ def prune(
     own = Selection(model, layers, pattern, allocation)
     if sparsity is not None:
         own.check_sparsity(sparsity)
-    scores = scorer.scores(model, own.kernels, data)
+    scores = scores_of(scorer, model, own.kernels, data)
     amount = sparsity
     if budget is not None:
         amount = sparsity_for(budget, model, own.kernels, lambda s: own.masks(scores, s)[: len(own.kernels)])

@@ -1,6 +1,7 @@
 """When masks change, and into what."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 from kdopt.core.live import Live
 from kdopt.criteria.base import Criterion
 from kdopt.criteria.gradient import GradientCriterion
-from kdopt.pruning.selection import Selection
+from kdopt.pruning.selection import Selection, scores_of
 from kdopt.schedules.base import Schedule
 
 
@@ -65,10 +66,10 @@ class GradualRule(MaskRule):
         sparsity, final = self.schedule(step), self.schedule.final_sparsity
         return self.selection.masks(scores, sparsity, min(1.0, sparsity / final) if final else 1.0)
 
-    def _scores(self, model: keras.Model) -> list[np.ndarray] | None:
+    def _scores(self, model: keras.Model) -> Sequence[np.ndarray] | None:
         kernels = self.selection.kernels
         if self._sums is None:
-            return self.criterion.scores(model, kernels, self.data)
+            return scores_of(self.criterion, model, kernels, self.data)
         batches = self._sums.batches()
         if batches == 0:
             return None  # no gradient was seen yet

@@ -95,7 +95,7 @@ class PruningRun:
         self._batches_left -= self.model.steps_per_execution
 
     def hold(self) -> None:
-        """Zeroes what the masks leave out, without a look at the values: one compiled call, for every step of a loop."""
+        """Zeroes what the masks leave out, without a look at the values: one compiled call, for each step of a loop."""
         if self._hold is None:
             import tensorflow as tf
 
@@ -143,16 +143,16 @@ class PruningRun:
         self._live.release()
 
     def _set(self, masks: list[np.ndarray]) -> None:
-        back = [mask & ~stored for mask, stored in zip(masks, self._stored, strict=True)]
-        self._stored = masks
+        before, self._stored = self._stored, masks
         for variable, mask in zip(self._masks, masks, strict=True):
             variable.assign(mask)
         self.apply()
-        self._start_anew(back)
+        self._start_anew(before)
 
-    def _start_anew(self, back: list[np.ndarray]) -> None:
+    def _start_anew(self, before: list[np.ndarray]) -> None:
         """Weights whose mask came back start at zero, without the momentum of the time they were out."""
-        for variable, returned in zip(self._variables, back, strict=True):
+        for variable, old, new in zip(self._variables, before, self._stored, strict=True):
+            returned = new & ~old
             if returned.any():
                 for kept in slots(self._optimizer, variable):
                     kept.assign(ops.where(returned, ops.zeros_like(kept), kept))

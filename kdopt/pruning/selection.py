@@ -1,14 +1,15 @@
 """The kernels of one pruning, their pattern and their allocation: from scores to masks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from kdopt.core.kernels import KernelView, Skipped, find_kernels, select
+from kdopt.criteria.base import Criterion
 from kdopt.pruning.allocation import Allocation, allocation_of
-from kdopt.pruning.patterns import PATTERNS, Pattern
+from kdopt.pruning.patterns import PATTERNS, Pattern, Units
 
 
 class Selection:
@@ -70,21 +71,24 @@ class Selection:
         """One mask for each of `variables`.
 
         Args:
-            scores: One array a kernel.
+            scores: One array a kernel; taken one after the other, so `LazyScores` saves memory.
             sparsity: Float in [0, 1), fraction of zeros in all kernels together.
             progress: Float in [0, 1], `sparsity` over its final value. Defaults to `1.0`.
 
         Raises: ValueError for a score that is not finite.
         """
-        for view, score in zip(self.kernels, scores, strict=True):
-            _refuse_infinite(view.name, score)
-        units = [self.pattern.group(self.kernels, m, [scores[i] for i in m]) for m in self._coupled]
-        kept = self.allocation.keep(units, self.kernels, sparsity, progress)
         masks: list[Any] = [None] * len(self.kernels)
-        for unit, keep in zip(units, kept, strict=True):
+        for unit, keep in self.allocation.keep(self._units(scores), self.kernels, sparsity, progress):
             for member, mask in zip(unit.members, unit.masks(keep), strict=True):
                 masks[member] = mask
         return masks + [self._of_companion(masks[i], i, variable) for i, variable in self._companions]
+
+    def _units(self, scores: Sequence[np.ndarray]) -> Iterator[Units]:
+        for members in self._coupled:
+            own = [scores[i] for i in members]
+            for i, score in zip(members, own, strict=True):
+                _refuse_infinite(self.kernels[i].name, score)
+            yield self.pattern.group(self.kernels, members, own)
 
     def _of_companion(self, mask: np.ndarray, index: int, variable: keras.Variable) -> np.ndarray:
         """The kernel's mask without the axes the companion does not have: a channel with no weight left is gone."""
@@ -93,6 +97,31 @@ class Selection:
             axis = view.channel_axis % mask.ndim
             return np.asarray(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
         return np.asarray(mask.any(axis=tuple(range(mask.ndim - rank))))  # (heads, key) of (in, heads, key)
+
+
+class LazyScores(Sequence[np.ndarray]):
+    """The scores of a criterion that needs weights only, each made when it is asked for.
+
+    Args:
+        criterion: The criterion.
+        views: The kernels.
+    """
+
+    def __init__(self, criterion: Criterion, views: Sequence[KernelView]) -> None:
+        self._criterion, self._views = criterion, views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._criterion.score(self._views[index].numpy(), self._views[index])
+
+
+def scores_of(criterion: Criterion, model: keras.Model, views: list[KernelView], data: Any) -> Sequence[np.ndarray]:
+    """One array of scores a kernel, lazily where the criterion looks at one kernel at a time."""
+    if criterion.needs == "weights" and type(criterion).scores is Criterion.scores:
+        return LazyScores(criterion, views)
+    return criterion.scores(model, views, data)
 
 
 def listed(skipped: Sequence[Skipped], most: int = 3) -> str:

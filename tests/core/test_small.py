@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kdopt.core import backend, files, optional, seeding, validation
+from kdopt.core.ordering import ascending
 from kdopt.core.registry import Registry
 
 
@@ -112,3 +113,11 @@ def test_another_backend_is_refused_with_the_line_that_switches(monkeypatch):
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
     with pytest.raises(RuntimeError, match=r'convert needs .*\["KERAS_BACKEND"\] = "tensorflow"'):
         backend.require_tensorflow("convert")
+
+
+def test_ascending_equals_a_stable_sort():
+    rng = np.random.default_rng(0)
+    for values in (rng.random(1000), rng.integers(0, 5, 1000) / 4, np.array([0.0, -0.0, 1e-45, np.inf, 0.0])):
+        for dtype in ("float32", "float64"):
+            array = values.astype(dtype)
+            np.testing.assert_array_equal(ascending(array), np.argsort(array, kind="stable"))
