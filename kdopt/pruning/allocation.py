@@ -157,14 +157,15 @@ class Global(Allocation):
 
     def comparable(self, unit: Units) -> np.ndarray:
         """Scores (n,) of a kernel's units as they are compared with those of other kernels."""
-        return unit.scores / unit.sizes
+        return unit.scores if unit.single else unit.scores / unit.sizes
 
     def keep(
         self, units: Iterable[Units], views: Sequence[KernelView], sparsity: float, progress: float
     ) -> Iterator[tuple[Units, np.ndarray]]:
         found = list(units)
         together = np.concatenate([self._ranks(unit, views, progress) for unit in found])
-        sizes = np.concatenate([unit.sizes for unit in found])
+        single = all(unit.single for unit in found)
+        sizes = np.broadcast_to(1, together.size) if single else np.concatenate([unit.sizes for unit in found])
         lost = max(sparsity * sum(unit.weights for unit in found), float(sizes[together < 0].sum()))
         stay = int(all(unit.empties for unit in found))
         kept = keep_highest(together, sizes, lost, stay=stay) | np.isinf(together)

@@ -35,6 +35,11 @@ class Units:
     masks: Callable[[np.ndarray], list[np.ndarray]]
 
     @property
+    def single(self) -> bool:
+        """Whether every unit is one weight."""
+        return self.sizes.size == self.weights
+
+    @property
     def empties(self) -> bool:
         """Whether no weight would be left without any unit."""
         return int(self.sizes.sum()) == self.weights
