@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from kdopt.core.optimizers import slots
+from kdopt.criteria import CRITERIA
 from kdopt.pruning import GradualPruning
 from kdopt.schedules import Constant, Epochs, MultiStep, OneShot, Polynomial
 
@@ -137,3 +138,41 @@ def test_bad_combinations():
     kernels(model)[0].assign(np.full((3, 3, 2, 4), np.inf))
     with pytest.raises(ValueError, match="72 of 72 pruning scores of 'conv' are NaN or infinite"):
         fit(model, GradualPruning(Constant(0.5)))
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA.names() if CRITERIA.get(name).needs != "data"])
+def test_every_criterion_that_needs_no_data_prunes_exactly(name):
+    model = make_model()
+    fit(model, GradualPruning(Polynomial(0.5, end_step=6, frequency=3), name, layers=["conv"]), epochs=1)
+    assert np.count_nonzero(kernels(model)[0].numpy()) == 36
+    assert not {"apply", "update_step"} & set(vars(model.optimizer))
+
+
+def test_a_criterion_with_data_of_its_own():
+    model = make_model()
+    fit(model, GradualPruning(OneShot(0.5, begin_step=2), "gradient_norm", pattern="channel", data=(X, Y)), epochs=1)
+    assert (kernels(model)[0].numpy() == 0).all(axis=(0, 1, 2)).sum() == 2
+
+
+def test_gradients_of_masked_weights_count_in_a_global_norm():
+    """One step of SGD(1) with a clip of 0.01: every living weight moves by g * 0.01 / norm of all g, masked or not."""
+    model = make_model(keras.optimizers.SGD(1.0, global_clipnorm=0.01))
+    state = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            with tf.GradientTape() as tape:
+                loss = model.compute_loss(x=None, y=Y[:8], y_pred=model(X[:8], training=True))
+            variables = [v.value for v in model.trainable_variables]
+            state["gradients"] = [g.numpy() for g in tape.gradient(loss, variables)]
+            state["kernel"] = kernels(model)[2].numpy()
+
+    pruning = GradualPruning(Constant(0.75), layers=["conv", "hidden"])
+    model.fit(X[:8], Y[:8], batch_size=8, verbose=0, shuffle=False, callbacks=[pruning, Look()])
+    norm = np.sqrt(sum(np.square(g).sum() for g in state["gradients"]))
+    index = next(i for i, v in enumerate(model.trainable_variables) if v is kernels(model)[2])
+    alive = state["kernel"] != 0
+    moved = kernels(model)[2].numpy() - state["kernel"]
+    assert np.any(state["gradients"][index][~alive] != 0)
+    np.testing.assert_allclose(moved[alive], -0.01 / norm * state["gradients"][index][alive], rtol=1e-3, atol=1e-7)
+    np.testing.assert_array_equal(moved[~alive], 0)
