@@ -6,9 +6,9 @@
 
 LeNet-300-100 (or `--net lenet-5`), Adam 1e-3 with cosine decay, batch 128, 15 epochs; sparsity grows by the cubic
 schedule from 10 % to 70 % of the updates, every 50. 55,000 images train, 5,000 validate, the 10,000 test images
-are read once a run. The same seed gives every method the same initial weights and order of batches. Every run adds a line to
-`quality.jsonl`; `table` prints means and standard deviations over seeds. tfmot runs in a process of its own: it
-switches TensorFlow to tf_keras.
+are read once a run. The same seed gives every method the same initial weights and order of batches. Every run adds
+a line to `quality.jsonl`; `table` prints means and standard deviations over seeds. tfmot runs in a process of its
+own: it switches TensorFlow to tf_keras.
 """
 
 import argparse
