@@ -13,11 +13,16 @@ from kdopt.pruning.allocation import (
 from kdopt.pruning.budget import Budget
 from kdopt.pruning.callbacks import GradualPruning
 from kdopt.pruning.logger import SparsityLogger
+from kdopt.pruning.loop import pruning_loop
 from kdopt.pruning.patterns import NM, PATTERNS, Block, Channel, Head, InputChannel, Pattern, Unstructured
 from kdopt.pruning.prune import prune
 from kdopt.pruning.regrow import RegrowPruning
 from kdopt.pruning.report import LayerPruning, PruningReport
 from kdopt.pruning.robustness import corruptions, robustness
+from kdopt.pruning.strip import strip
+from kdopt.pruning.updating import UpdateMasks
+from kdopt.pruning.wrapper import Prunable
+from kdopt.pruning.zeros import KeptZeros, keep_zeros, masks_of
 
 __all__ = [
     "ALLOCATIONS",
@@ -32,17 +37,24 @@ __all__ = [
     "GradualPruning",
     "Head",
     "InputChannel",
+    "KeptZeros",
     "Lamp",
     "LayerPruning",
     "Pattern",
     "PerLayer",
+    "Prunable",
     "PruningReport",
     "RegrowPruning",
     "SparsityLogger",
     "Threshold",
     "Uniform",
     "Unstructured",
+    "UpdateMasks",
     "corruptions",
+    "keep_zeros",
+    "masks_of",
     "prune",
+    "pruning_loop",
     "robustness",
+    "strip",
 ]
