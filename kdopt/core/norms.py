@@ -216,17 +216,6 @@ def batch_moments(inputs: Any, axis: int, mask: Any = None) -> tuple[Any, Any, A
     return ops.max(counts), ops.reshape(mean, (-1,)), variance
 
 
-def _numpy(path: str, value: Any) -> np.ndarray:
-    try:
-        return ops.convert_to_numpy(value)
-    except Exception as error:
-        raise RuntimeError(
-            f"BatchNormalization {path!r} runs inside a compiled function (@tf.function, or TimeDistributed over an "
-            "open time axis), where its statistics cannot be read. Call the model's parts without it, or give the "
-            "time axis a length."
-        ) from error
-
-
 def _run(model: keras.Model, data: Any, batches: int | None, batch_size: int) -> tuple[int, int]:
     """Calls the model on the batches; how many there were, and of how many samples."""
     used = samples = 0

@@ -1,11 +1,13 @@
 """Everything together on real data; the only part of kdopt that knows `tflite_export`.
 
-run    the demo: teacher, sparse distilled student, quantization-aware training, checked `.tflite` files, report
+run                 the demo: teacher, sparse distilled student, QAT, checked `.tflite` files, report
+prune_and_distill   rounds of pruning and distilling a student, each sparser than the last
 """
 
 from tflite_export.silence import silenced
 
 with silenced():  # TensorFlow talks to stderr, past Python, while it is imported for the first time
     from kdopt.pipeline.demo import run
+    from kdopt.pipeline.prune_and_distill import prune_and_distill
 
-__all__ = ["run"]
+__all__ = ["prune_and_distill", "run"]

@@ -12,6 +12,7 @@ from kdopt.pruning.allocation import (
 )
 from kdopt.pruning.budget import Budget
 from kdopt.pruning.callbacks import GradualPruning
+from kdopt.pruning.iterative import iterative
 from kdopt.pruning.logger import SparsityLogger
 from kdopt.pruning.loop import pruning_loop
 from kdopt.pruning.patterns import NM, PATTERNS, Block, Channel, Head, InputChannel, Pattern, Unstructured
@@ -19,6 +20,8 @@ from kdopt.pruning.prune import prune
 from kdopt.pruning.regrow import RegrowPruning
 from kdopt.pruning.report import LayerPruning, PruningReport
 from kdopt.pruning.robustness import corruptions, robustness
+from kdopt.pruning.rounds import IterationReport, Round
+from kdopt.pruning.sensitivity import Sensitivity, from_sensitivity, sensitivity
 from kdopt.pruning.strip import strip
 from kdopt.pruning.updating import UpdateMasks
 from kdopt.pruning.wrapper import Prunable
@@ -37,6 +40,7 @@ __all__ = [
     "GradualPruning",
     "Head",
     "InputChannel",
+    "IterationReport",
     "KeptZeros",
     "Lamp",
     "LayerPruning",
@@ -45,16 +49,21 @@ __all__ = [
     "Prunable",
     "PruningReport",
     "RegrowPruning",
+    "Round",
+    "Sensitivity",
     "SparsityLogger",
     "Threshold",
     "Uniform",
     "Unstructured",
     "UpdateMasks",
     "corruptions",
+    "from_sensitivity",
+    "iterative",
     "keep_zeros",
     "masks_of",
     "prune",
     "pruning_loop",
     "robustness",
+    "sensitivity",
     "strip",
 ]
