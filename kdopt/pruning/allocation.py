@@ -86,9 +86,9 @@ ALLOCATIONS: Registry[Allocation] = Registry("allocation", Allocation)  # type: 
 class _Fractions(Allocation):
     """An allocation that knows the sparsity of each kernel before it sees the scores."""
 
+    @abstractmethod
     def fractions(self, views: Sequence[KernelView], sparsity: float, progress: float) -> list[float]:
         """One sparsity a kernel; coupled kernels get the largest of theirs."""
-        raise NotImplementedError
 
     def keep(
         self, units: Iterable[Units], views: Sequence[KernelView], sparsity: float, progress: float
