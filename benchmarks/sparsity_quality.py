@@ -95,7 +95,7 @@ def batches(x, y, seed, epochs):
     return indices.map(lambda i: (tf.gather(images, i), tf.gather(labels, i))).prefetch(4), steps
 
 
-def callbacks_of(method, sparsity, total):
+def callbacks_of(method, sparsity, total, strength):
     from kdopt.pruning import GradualPruning, RegrowPruning
     from kdopt.regularizers import L1, Proximal
     from kdopt.schedules import OneShot, Polynomial
@@ -106,7 +106,8 @@ def callbacks_of(method, sparsity, total):
     if method == "set":
         return [RegrowPruning(sparsity, total * 3 // 4, "set", frequency=100)]
     if method == "proximal-l1":  # the rest, exact to the sparsity, at 70 % of the updates
-        return [Proximal(L1(PROXIMAL[sparsity])), GradualPruning(OneShot(sparsity, total * 7 // 10), scope="global")]
+        finish = GradualPruning(OneShot(sparsity, total * 7 // 10), scope="global")
+        return [Proximal(L1(PROXIMAL[sparsity] if strength is None else strength)), finish]
     kinds = {
         "l1-layer": {},
         "l1-global": {"scope": "global"},
@@ -117,7 +118,7 @@ def callbacks_of(method, sparsity, total):
     return [GradualPruning(course, **kinds[method])]
 
 
-def train_kdopt(method, net, sparsity, seed, epochs, sets):
+def train_kdopt(method, net, sparsity, seed, epochs, sets, strength=None):
     import keras
 
     (x, y), validation, test = sets
@@ -130,7 +131,7 @@ def train_kdopt(method, net, sparsity, seed, epochs, sets):
     model.compile(
         keras.optimizers.Adam(rate), loss, metrics=["accuracy"], steps_per_execution=FREQUENCY, jit_compile=False
     )
-    extra = [] if method == "dense" else callbacks_of(method, sparsity, total)
+    extra = [] if method == "dense" else callbacks_of(method, sparsity, total, strength)
     model.fit(stream, epochs=1, verbose=0, callbacks=extra)
     kernels = [w for w in model.get_weights() if w.ndim > 1]
     return model, kernels, validation, test
@@ -168,7 +169,7 @@ def run(options):
             if options.method == "tfmot":
                 found = train_tfmot(options.net, sparsity, seed, options.epochs, sets)
             else:
-                found = train_kdopt(options.method, options.net, sparsity, seed, options.epochs, sets)
+                found = train_kdopt(options.method, options.net, sparsity, seed, options.epochs, sets, options.strength)
             model, kernels, validation, test = found
             zeros = sum(int((k == 0).sum()) for k in kernels) / sum(k.size for k in kernels)
             record = {
@@ -213,6 +214,7 @@ def main():
     one.add_argument("--seeds", type=int, default=5)
     one.add_argument("--first-seed", type=int, default=0)
     one.add_argument("--epochs", type=int, default=15)
+    one.add_argument("--strength", type=float, help="of proximal-l1, instead of the one chosen for the sparsity")
     one.set_defaults(run=run)
     all_ = commands.add_parser("table")
     all_.set_defaults(run=table)
