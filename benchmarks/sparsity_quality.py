@@ -114,6 +114,8 @@ def callbacks_of(method, sparsity, total, strength):
         "lamp": {"criterion": "lamp", "scope": "global"},
         "taylor": {"criterion": "taylor"},
         "erdos-renyi": {"allocation": "erdos_renyi"},
+        "splicing": {"splicing": True},
+        "splicing-global": {"scope": "global", "splicing": True},
     }
     return [GradualPruning(course, **kinds[method])]
 

@@ -1,5 +1,6 @@
 """The prunable Variables of a model: what a layer's kernel is, whatever the layer."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ class KernelView:
         input_axes: Axes (integers < 0) that are summed over the layer's input channels: one for dense layers and
             convolutions, several for some `EinsumDense`, none for depthwise kernels and embeddings.
         norm: The BatchNormalization that alone follows the layer and normalizes its channels, or `None`.
+        around: The layers that hold the layer, from the model down.
     """
 
     name: str
@@ -36,6 +38,7 @@ class KernelView:
     index: int
     input_axes: tuple[int, ...] = (-2,)
     norm: keras.layers.BatchNormalization | None = None
+    around: tuple[keras.layers.Layer, ...] = ()
 
     @property
     def bias(self) -> keras.Variable | None:
@@ -112,10 +115,11 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
     Returns: the kernels, and the layers whose weights were left out, each with the reason.
     """
     trained = {id(variable) for variable in model.trainable_variables}
-    found: list[tuple[str, keras.layers.Layer, keras.Variable, int]] = []
+    found: list[tuple[str, tuple[keras.layers.Layer, ...], keras.Variable, int]] = []
     skipped: list[Skipped] = []
     seen: set[int] = set()
-    for path, layer in _walk(model):
+    for path, chain in _walk(model):
+        layer = chain[-1]
         if not layer.built:
             skipped.append(Skipped(path, "not built: the model has not called it", known=True))
             continue
@@ -128,7 +132,7 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
                 continue
             seen.add(id(variable))
             if id(variable) in trained:
-                found.append(("/".join(filter(None, (path, name))), layer, variable, axis))
+                found.append(("/".join(filter(None, (path, name))), chain, variable, axis))
             else:
                 skipped.append(Skipped(path or name, "not trained by this fit", known=True))
     paths = [path for path, *_ in found]
@@ -137,14 +141,15 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
         KernelView(
             _shortest(path, paths, variable.name),
             path,
-            layer,
+            chain[-1],
             variable,
             axis,
             index,
-            input_axes(layer, variable, axis),
-            _norm_of(norms.get(id(layer)), variable, axis),
+            input_axes(chain[-1], variable, axis),
+            _norm_of(norms.get(id(chain[-1])), variable, axis),
+            chain[:-1],
         )
-        for index, (path, layer, variable, axis) in enumerate(found)
+        for index, (path, chain, variable, axis) in enumerate(found)
     ]
     return views, skipped
 
@@ -157,12 +162,15 @@ def _norm_of(norm: Any, variable: keras.Variable, channel_axis: int) -> Any:
     )
 
 
-def _walk(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """(path, layer) of the layers below `layer` in order, itself included; stops at one that names its weights."""
-    yield path, layer
+def _walk(
+    layer: keras.layers.Layer, path: str = "", around: tuple[keras.layers.Layer, ...] = ()
+) -> Iterator[tuple[str, tuple[keras.layers.Layer, ...]]]:
+    """(path, layers from `layer` down to it) of all below `layer` in order; stops at one that names its weights."""
+    chain = (*around, layer)
+    yield path, chain
     if not hasattr(layer, "get_prunable_weights"):
         for child in layer._layers:
-            yield from _walk(child, f"{path}/{child.name}" if path else child.name)
+            yield from _walk(child, f"{path}/{child.name}" if path else child.name, chain)
 
 
 def _shortest(path: str, paths: list[str], variable: str) -> str:
@@ -220,25 +228,32 @@ def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> li
 
     Args:
         kernels, skipped: As `find_kernels` returns them.
-        layers: `None` (all), a list of layers and layer names (a nested model or block means all
-            inside), or a function `KernelView -> bool`.
+        layers: `None` (all); a list of layers, layer names (a nested model or block means all inside), layer classes
+            and regular expressions (`re.compile`, searched for in `KernelView.path`); or a function
+            `KernelView -> bool`.
 
     Raises: ValueError for a name or layer without a kernel, with the reason and the names there are.
     """
     if layers is None:
         return kernels
-    if callable(layers) and not isinstance(layers, keras.layers.Layer):
+    single = isinstance(layers, (str, keras.layers.Layer, type, re.Pattern))
+    if callable(layers) and not single:
         chosen = [view for view in kernels if layers(view)]
         if not chosen:
             raise ValueError(f"`layers` selects none of the kernels {', '.join(v.name for v in kernels)}.")
         return chosen
-    if isinstance(layers, (str, keras.layers.Layer)):
+    if single:
         raise ValueError(f"`layers` must be a list, e.g. [{layers!r}]; got {layers!r}.")
     chosen_ids: set[int] = set()
     for item in layers:
         hits = [view for view in kernels if _selects(item, view)]
         if not hits:
-            name = item if isinstance(item, str) else getattr(item, "name", repr(item))
+            if not isinstance(item, (str, keras.layers.Layer)):
+                raise ValueError(
+                    f"{item!r} in `layers` selects none of the kernels {', '.join(v.path for v in kernels)}. A layer, its "
+                    "name, its class, or a regular expression made by re.compile selects some."
+                )
+            name = item if isinstance(item, str) else item.name
             raise ValueError(f"{_why_not(name, kernels, skipped)} Prunable here: {', '.join(v.name for v in kernels)}.")
         chosen_ids.update(id(view) for view in hits)
     return [view for view in kernels if id(view) in chosen_ids]
@@ -256,4 +271,8 @@ def _why_not(name: str, kernels: list[KernelView], skipped: list[Skipped]) -> st
 def _selects(item: Any, view: KernelView) -> bool:
     if isinstance(item, str):
         return item in (view.name, view.path, *view.path.split("/"))
-    return isinstance(item, keras.layers.Layer) and any(layer is view.layer for _, layer in _walk(item))
+    if isinstance(item, re.Pattern):
+        return item.search(view.path) is not None
+    if isinstance(item, type):
+        return any(isinstance(layer, item) for layer in (*view.around[1:], view.layer))
+    return isinstance(item, keras.layers.Layer) and any(chain[-1] is view.layer for _, chain in _walk(item))

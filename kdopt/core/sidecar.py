@@ -12,15 +12,16 @@ from kdopt.core.files import write_atomic
 
 
 class Entry(NamedTuple):
-    """Masks as they were from optimizer update `step` on."""
+    """Masks as they were from optimizer update `step` on, and floats that belong to them."""
 
     step: int
     meta: dict[str, Any]
     masks: list[np.ndarray]
+    values: list[np.ndarray] = []  # noqa: RUF012  a NamedTuple has no factories; nobody changes it
 
 
 class Sidecar:
-    """Boolean masks on disk, one file per step at which they changed.
+    """Boolean masks, and floats beside them, on disk, one file per step at which they changed.
 
     `BackupAndRestore` saves weights whenever it likes, and not atomically. Each entry here is written
     whole, before any weights that depend on it can be saved, so that whichever weights come back after
@@ -41,10 +42,11 @@ class Sidecar:
         return sorted(int(name.removeprefix(self._prefix).removesuffix(".npz")) for name in names)
 
     def write(self, entry: Entry) -> None:
-        """Writes an entry, atomically; one bit per weight."""
+        """Writes an entry, atomically; one bit per weight of a mask, values in float32."""
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {f"mask_{i}": np.packbits(mask) for i, mask in enumerate(entry.masks)}
         shapes = [list(mask.shape) for mask in entry.masks]
+        arrays.update({f"value_{i}": np.asarray(value, "float32") for i, value in enumerate(entry.values)})
         header = json.dumps({"meta": entry.meta, "shapes": shapes}).encode()
         np.savez(buffer, header=np.frombuffer(header, np.uint8), **arrays)
         write_atomic(self._path(entry.step), buffer.getvalue())
@@ -62,11 +64,12 @@ class Sidecar:
                     np.unpackbits(stored[f"mask_{i}"], count=int(np.prod(shape))).reshape(shape).astype(bool)
                     for i, shape in enumerate(header["shapes"])
                 ]
+                values = [stored[f"value_{i}"] for i in range(sum(name.startswith("value_") for name in stored.files))]
         except Exception as error:
             raise ValueError(
                 f"The masks in {path} are damaged ({error}). Delete {self.folder} to start anew."
             ) from error
-        return Entry(step, header["meta"], masks)
+        return Entry(step, header["meta"], masks, values)
 
     def forget(self, *, after: int | None = None, before: int | None = None) -> None:
         """Deletes the entries with a step > `after` or < `before`."""

@@ -33,6 +33,15 @@ class GradualPruning(MaskCallback):
     back (a cyclic schedule, scores that change) starts at zero, without its old momentum. Gradients of masked
     weights are computed like all others, so they count in `clipnorm` and `global_clipnorm`.
 
+    With `splicing=True` masked weights go on learning behind their zeros, from the gradients at the masked weights,
+    and every update of the masks chooses among all weights anew, so that a mistake is taken back:
+
+        every optimizer update u:   dense <- dense + u(gradient at dense * mask);   w <- dense * mask
+        every update of the schedule:   mask = the 1 - schedule(t) share of |dense|;   w <- dense * mask
+
+    Masks move until the schedule's last update. Costs one more tensor of the size of each kernel. Weights that are out
+    do not decay (AdamW). A backup at the end of an epoch keeps what they have learned.
+
     With other callbacks, wherever they stand in the list:
 
     - `BackupAndRestore`: masks and step are kept in its folder; a killed `fit` resumes with them. Use
@@ -49,8 +58,9 @@ class GradualPruning(MaskCallback):
         criterion: Name in `kdopt.criteria.CRITERIA`, or a `Criterion`. Defaults to `"l1"`.
         scope: `"layer"` (default): every kernel gets the schedule's sparsity. `"global"`: all kernels
             together do, and the weakest lose most. Short for `allocation="uniform"` and `"global"`.
-        layers: List of layers and layer names, or a function `KernelView -> bool`. Defaults to `None`:
-            all with a kernel. A layer of a kind without a rule is left out with a warning.
+        layers: List of layers, layer names, layer classes and regular expressions (`re.compile`), or a function
+            `KernelView -> bool`; see `kdopt.core.kernels.select`. Defaults to `None`: all with a kernel. A layer of a
+            kind without a rule is left out with a warning.
         pattern: Name in `kdopt.pruning.PATTERNS`, or a `Pattern`: what goes as a whole. Defaults to
             `"unstructured"`.
         allocation: Name in `kdopt.pruning.ALLOCATIONS`, a dict layer name -> sparsity, or an
@@ -58,6 +68,7 @@ class GradualPruning(MaskCallback):
         data: For a criterion that needs data, what its `scores` takes. One that needs gradients takes
             those of the training when `data` is `None` (default): summed inside the compiled step since
             the last update of the masks, at the cost of one accumulator a kernel.
+        splicing: Bool. Whether masked weights go on learning; for criteria of the weights. Defaults to `False`.
 
     Raises: ValueError for an argument it cannot use, and at the first batch for layers that have no kernel
         or that the pattern does not divide; RuntimeError if a
@@ -70,7 +81,8 @@ class GradualPruning(MaskCallback):
     ```
 
     Reference: Zhu & Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
-        compression", 2017.
+        compression", 2017. Splicing: Guo, Yao & Chen, "Dynamic Network Surgery for Efficient DNNs", NeurIPS 2016;
+        Lin et al., "Dynamic Model Pruning with Feedback", ICLR 2020.
     """
 
     def __init__(
@@ -83,6 +95,7 @@ class GradualPruning(MaskCallback):
         pattern: str | Pattern = "unstructured",
         allocation: Any = None,
         data: Any = None,
+        splicing: bool = False,
     ) -> None:
         super().__init__(layers)
         if not isinstance(schedule, Schedule):
@@ -96,6 +109,12 @@ class GradualPruning(MaskCallback):
         self.pattern = PATTERNS.get(pattern)
         self.allocation = self._check_allocation(allocation)
         self.data = data
+        self.splicing = bool(splicing)
+        if splicing and self.criterion.needs != "weights":
+            raise ValueError(
+                f"splicing=True compares all weights, masked ones too, by their values; {type(self.criterion).__name__} "
+                f"needs {self.criterion.needs}. Use a criterion of the weights, such as 'l1', or splicing=False."
+            )
         if self.criterion.needs == "data" and data is None:
             raise ValueError(
                 f"The criterion {type(self.criterion).__name__} needs samples: pass `data=`, e.g. (x_train[:512], "

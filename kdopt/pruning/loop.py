@@ -69,11 +69,12 @@ class PruningLoop:
             raise RuntimeError("step() works inside the `with` only: `with pruning_loop(...) as pruning: ...`.")
         run.hold()
         self.pruning.on_train_batch_begin(0)
-        if run.waits and updates(self.optimizer) != self._begin:
+        if run.is_blind and updates(self.optimizer) != self._begin:
+            ways = "" if self.pruning.splicing else ", pass `data=`, or use a criterion of the weights, such as 'l1'"
             raise RuntimeError(
-                f"{type(self.pruning).__name__} scores weights by gradients, but saw none although the optimizer made "
-                "updates: the tf.function with `optimizer.apply` was traced before the loop began. Make the "
-                "tf.function inside the `with`, pass `data=`, or use a criterion of the weights, such as 'l1'."
+                f"{type(self.pruning).__name__} needs the gradients, but saw none although the optimizer made updates: "
+                "the tf.function with `optimizer.apply` was traced before the loop began. Make the tf.function inside "
+                f"the `with`{ways}."
             )
 
     def __exit__(

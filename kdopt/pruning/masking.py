@@ -31,6 +31,8 @@ class MaskCallback(keras.callbacks.Callback):
         layers: What to prune; see `GradualPruning`.
     """
 
+    splicing = False
+
     def __init__(self, layers: Layers = None) -> None:
         super().__init__()
         self._name = type(self).__name__
@@ -128,6 +130,7 @@ class MaskCallback(keras.callbacks.Callback):
                 backup=self._company.backup(),
                 run=self._company.run,
                 optimizer=self._loop_optimizer,
+                splicing=self.splicing,
             )
             self._note_final(self._run)
         return self._run

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ class MaskBackup:
             digest = hashlib.sha256(json.dumps(identity["kernels"]).encode()).hexdigest()[:8]
             self._sidecar = Sidecar(backup.backup_dir, f"pruning-{digest}")
 
-    def write(self, step: int, masks: list[np.ndarray], *, begin: int, updated: bool) -> None:
+    def write(
+        self, step: int, masks: list[np.ndarray], *, begin: int, updated: bool, values: Sequence[np.ndarray] = ()
+    ) -> None:
         """Stores the masks that hold from optimizer update `step` on.
 
         Args:
@@ -37,10 +40,11 @@ class MaskBackup:
             masks: Bool arrays.
             begin: Integer, `step` at which the schedule began.
             updated: False for the masks from before the first update of the schedule.
+            values: Float arrays that belong to the weights at `step`. Defaults to none.
         """
         if self._backup is not None:
             meta = {"identity": self._identity, "begin": begin, "updated": updated}
-            self._sidecar.write(Entry(step, meta, masks))
+            self._sidecar.write(Entry(step, meta, masks, list(values)))
 
     def restore(self, now: int, weights: list[np.ndarray]) -> Entry | None:
         """Finds the masks of restored weights.

@@ -14,6 +14,7 @@ from kdopt.core.live import Live
 from kdopt.core.optimizers import averages, slots, updates
 from kdopt.pruning.resume import MaskBackup
 from kdopt.pruning.rules import MaskRule
+from kdopt.pruning.splicing import Spliced
 
 
 class PruningRun:
@@ -29,6 +30,7 @@ class PruningRun:
         run: Object that stands for this `fit`; see `Live`.
         optimizer: The optimizer of a training loop of the user's own, where masks act by `hold` alone. Defaults to
             `None`: the model's, in `fit`.
+        splicing: Bool. Whether masked weights go on learning behind their zeros; see `Spliced`. Defaults to `False`.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class PruningRun:
         backup: keras.callbacks.BackupAndRestore | None,
         run: object,
         optimizer: keras.optimizers.Optimizer | None = None,
+        splicing: bool = False,
     ) -> None:
         self.model, self._rule = model, rule
         self._optimizer = model.optimizer if optimizer is None else optimizer
@@ -49,7 +52,7 @@ class PruningRun:
         self._batches_left = 0.0
         self._hold: Callable[[], None] | None = None
         self.waits = False  # for the rule to see something of the training, such as gradients
-        self._backup = MaskBackup(backup, self._identity())
+        self._backup = MaskBackup(backup, {**self._identity(), "splicing": splicing})
         entry = self._backup.restore(begin, [_numpy(variable) for variable in self._variables])
         # A loop may train a model that was never compiled, with an optimizer the model does not know.
         own_loop = SimpleNamespace(optimizer=optimizer, distribute_strategy=model.distribute_strategy)
@@ -60,6 +63,9 @@ class PruningRun:
                 for variable in self._variables
             ]
         self._stored = [np.ones(variable.shape, bool) for variable in self._variables]
+        self._spliced: Spliced | None = None
+        if splicing:
+            self._spliced = Spliced(self._live, self._variables, self._masks, model.distribute_strategy)
         if entry is None:
             self._backup.write(begin, self._stored, begin=begin, updated=False)
         else:
@@ -67,6 +73,8 @@ class PruningRun:
             if entry.meta["updated"]:
                 self._next = rule.next_update(entry.step - self._begin)
             self._set(entry.masks)
+            if self._spliced is not None and entry.values:
+                self._spliced.restore(entry.values)
         rule.attach(self._live)
         if optimizer is None:
             for variable, mask in zip(self._variables, self._masks, strict=True):
@@ -77,6 +85,11 @@ class PruningRun:
     def masks(self) -> dict[str, np.ndarray]:
         """Path of a kernel -> its mask as it is now, bool, False where the weight is held at zero."""
         return {view.path: mask.copy() for view, mask in zip(self._rule.selection.kernels, self._stored, strict=False)}
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether something here must see the optimizer's updates and has seen none yet."""
+        return self.waits or (self._spliced is not None and not self._spliced.seen)
 
     @property
     def complete(self) -> bool:
@@ -107,7 +120,7 @@ class PruningRun:
         step = self.step
         if self._next is not None and step >= self._next and not getattr(self.model, "stop_training", False):
             try:
-                masks = self._rule.masks(self.model, step, self._stored)
+                masks = self._new_masks(step)
             except Exception:
                 self.release()
                 raise
@@ -118,6 +131,7 @@ class PruningRun:
             # On disk first: no backup of weights with these zeros can come before their masks.
             self._backup.write(step + self._begin, masks, begin=self._begin, updated=True)
             self._set(masks)
+            self._write_spliced(updated=True)
         self._batches_left = np.inf if self._next is None else self._next - step
 
     def apply(self) -> bool:
@@ -135,19 +149,39 @@ class PruningRun:
             variable.assign(_masked(mask, variable))
 
     def epoch_ended(self) -> None:
-        """Lets go of stored masks that no backup can need any more."""
+        """Stores what a backup of this moment needs, and lets go of what no backup can need any more."""
+        self._write_spliced(updated=self._next != self._rule.next_update(-1))
         self._backup.epoch_ended(updates(self._optimizer))
 
     def release(self) -> None:
         """Takes the masks off. The zeros stay until training changes them."""
         self._live.release()
 
+    def _new_masks(self, step: int) -> list[np.ndarray] | None:
+        if self._spliced is None:
+            return self._rule.masks(self.model, step, self._stored)
+        self._spliced.reveal()
+        try:
+            return self._rule.masks(self.model, step, self._stored)
+        finally:
+            self.apply()
+
     def _set(self, masks: list[np.ndarray]) -> None:
         before, self._stored = self._stored, masks
+        if self._spliced is not None:
+            self._spliced.reveal()
         for variable, mask in zip(self._masks, masks, strict=True):
             variable.assign(mask)
+        if self._spliced is not None:
+            self._spliced.hide()
         self.apply()
-        self._start_anew(before)
+        if self._spliced is None:
+            self._start_anew(before)
+
+    def _write_spliced(self, *, updated: bool) -> None:
+        if self._spliced is not None:
+            now = updates(self._optimizer)
+            self._backup.write(now, self._stored, begin=self._begin, updated=updated, values=self._spliced.values())
 
     def _start_anew(self, before: list[np.ndarray]) -> None:
         """Weights whose mask came back start at zero, without the momentum of the time they were out."""

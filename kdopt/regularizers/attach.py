@@ -73,7 +73,7 @@ def attach(model: keras.Model, penalty: Any, layers: Layers = None) -> Attachmen
         model: Built `keras.Model` whose `fit` is called (a `Distiller`, not its student).
         penalty: `Penalty`, or a name in `PENALTIES`. `BatchNormScale` goes on the gammas, the others on the
             kernels.
-        layers: List of layers and layer names, or a function `KernelView -> bool`. Defaults to `None`: all.
+        layers: What to choose, see `kdopt.core.kernels.select`. Defaults to `None`: all.
 
     Returns: a handle for `detach`. Given to `fit` as a callback it logs `penalty/<name>` and, if the
         strength is a schedule, follows it.

@@ -18,7 +18,7 @@ def choose(model: keras.Model, penalty: Penalty, layers: Layers, caller: str) ->
     Args:
         model: Built `keras.Model`.
         penalty: Decides what it can be on: kernels, or the gammas of BatchNormalization.
-        layers: List of layers and layer names, a function `KernelView -> bool`, or `None` for all. A layer
+        layers: As `kdopt.core.kernels.select` takes them. A layer
             of a kind without a rule is left out, with a warning where `layers` is `None`.
         caller: String, for messages.
 

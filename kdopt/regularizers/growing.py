@@ -71,7 +71,7 @@ class GrowingRegularization(keras.callbacks.Callback):
         groups: `"weights"` (each by itself) or as in `kdopt.regularizers.grouping.Grouping`. Defaults to
             `"out_channels"`.
         block_shape: Tuple of two integers, for `groups="blocks"` only.
-        layers: List of layers and layer names, or a function `KernelView -> bool`. Defaults to `None`: all;
+        layers: What to choose, see `kdopt.core.kernels.select`. Defaults to `None`: all;
             leave out the last layer with `groups="out_channels"`, or classes go.
 
     Example:

@@ -62,7 +62,7 @@ class Proximal(PenaltyCallback):
 
     Args:
         penalty: `Penalty` with a proximal operator, or its name in `PENALTIES`.
-        layers: List of layers and layer names, or a function `KernelView -> bool`. Defaults to `None`: all.
+        layers: What to choose, see `kdopt.core.kernels.select`. Defaults to `None`: all.
         scaling: `"decoupled"` (default) or `"preconditioned"` (`L1` and `BatchNormScale` only).
 
     Raises: NotImplementedError at construction for a penalty without a proximal operator; ValueError for an

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -139,6 +141,17 @@ def test_select():
     assert names([block]) == names(["block"]) == ["one", "two"]
     assert names([last]) == ["last"]
     assert names(lambda view: view.variable.shape[-1] == 4) == ["one", "two"]
+    assert names([re.compile("block/.*o"), re.compile("^la")]) == ["one", "two", "last"]
+    assert names([keras.Sequential]) == ["one", "two"]
+    assert names([layers.Dense]) == ["one", "two", "last"]
+    with pytest.raises(ValueError, match=r"re.compile\('lost'\) in `layers` selects none of the kernels block/one, "):
+        names([re.compile("lost")])
+    with pytest.raises(ValueError, match="Conv2D'> in `layers` selects none"):
+        names([layers.Conv2D])
+    with pytest.raises(ValueError, match="3 in `layers` selects none"):
+        names([3])
+    with pytest.raises(ValueError, match="`layers` must be a list"):
+        names(layers.Dense)
     with pytest.raises(ValueError, match="no layer 'norm' with a prunable kernel. Prunable here: one, two, last."):
         names(["norm"])
     with pytest.raises(ValueError, match=r"`layers` must be a list, e.g. \['last'\]"):
