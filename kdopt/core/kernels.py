@@ -250,8 +250,8 @@ def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> li
         if not hits:
             if not isinstance(item, (str, keras.layers.Layer)):
                 raise ValueError(
-                    f"{item!r} in `layers` selects none of the kernels {', '.join(v.path for v in kernels)}. A layer, its "
-                    "name, its class, or a regular expression made by re.compile selects some."
+                    f"{item!r} in `layers` selects none of the kernels {', '.join(v.path for v in kernels)}. Give a "
+                    "layer, its name, its class, or a regular expression made by re.compile."
                 )
             name = item if isinstance(item, str) else item.name
             raise ValueError(f"{_why_not(name, kernels, skipped)} Prunable here: {', '.join(v.name for v in kernels)}.")

@@ -17,7 +17,7 @@ class Entry(NamedTuple):
     step: int
     meta: dict[str, Any]
     masks: list[np.ndarray]
-    values: list[np.ndarray] = []  # noqa: RUF012  a NamedTuple has no factories; nobody changes it
+    values: list[np.ndarray] = []
 
 
 class Sidecar:

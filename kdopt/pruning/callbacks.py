@@ -112,7 +112,7 @@ class GradualPruning(MaskCallback):
         self.splicing = bool(splicing)
         if splicing and self.criterion.needs != "weights":
             raise ValueError(
-                f"splicing=True compares all weights, masked ones too, by their values; {type(self.criterion).__name__} "
+                f"splicing=True compares all values of weights, masked ones too; {type(self.criterion).__name__} "
                 f"needs {self.criterion.needs}. Use a criterion of the weights, such as 'l1', or splicing=False."
             )
         if self.criterion.needs == "data" and data is None:
