@@ -9,6 +9,7 @@ import numpy as np
 
 from kdopt.core import measure
 from kdopt.pipeline.datasets import Pair
+from kdopt.pruning.robustness import robustness
 from kdopt.reports.record import Variant
 from tflite_export.conversion import convert
 from tflite_export.latency import benchmark
@@ -90,4 +91,5 @@ def variant(export: Export, tflite: TFLiteModel, latency: Any, test: Pair, sampl
         nonzero=measure.nonzero(export.model),
         macs=measure.macs(export.model),
         verification=found,
+        robustness=robustness(lambda images: accuracy(tflite, (images, test[1])), test[0]).mean,
     )

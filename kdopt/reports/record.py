@@ -26,6 +26,7 @@ class Variant:
         latency_ms, latency_p90_ms: Of one inference of one sample.
         parameters, nonzero, macs: Of the model it was made from; multiply-accumulates for one sample.
         verification: What the comparison with that model found: at least `passed` (bool) and `why` (string).
+        robustness: Mean accuracy on the test images under noise, blur and low contrast; `None` if not measured.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Variant:
     nonzero: int
     macs: int
     verification: dict[str, Any]
+    robustness: float | None = None
 
     @property
     def sparsity(self) -> float:

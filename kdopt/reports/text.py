@@ -30,7 +30,18 @@ def gain_text(report: Report, variant: Variant) -> str:
     )
 
 
-HEADINGS = ("variant", "accuracy", "bytes", "gzip", "latency", "parameters", "non-zero", "MACs", "verified")
+HEADINGS = (
+    "variant",
+    "accuracy",
+    "corrupted",
+    "bytes",
+    "gzip",
+    "latency",
+    "parameters",
+    "non-zero",
+    "MACs",
+    "verified",
+)
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
@@ -39,6 +50,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
         (
             variant.name,
             f"{100 * variant.accuracy:.2f} %",
+            "-" if variant.robustness is None else f"{100 * variant.robustness:.2f} %",
             f"{variant.size_bytes:,}",
             f"{variant.gzip_bytes:,}",
             f"{variant.latency_ms:.4f} ms",

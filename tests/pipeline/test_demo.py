@@ -11,6 +11,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from kdopt.pipeline import datasets, demo, recipes
+from kdopt.pruning.robustness import corruptions
 from kdopt.reports.record import read_json
 
 FILES = ("teacher_float32", "student_float32", "student_float16", "student_int8")
@@ -40,11 +41,9 @@ def test_writes_every_file_and_the_report_says_what_is_in_them(done):
     assert json.loads((folder / "report.json").read_text())["facts"]["seed"] == 1
 
 
-def test_accuracy_is_that_of_the_file(done):
-    """Runs the int8 file by hand, with its scale and zero point."""
-    folder, report, _ = done
-    images, classes = datasets.load("digits").test
-    interpreter = Interpreter(str(folder / "student_int8.tflite"))
+def accuracy_by_hand(path, images, classes):
+    """Runs an int8 file with its scale and zero point."""
+    interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
     (entry,), (end,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert entry["dtype"] == end["dtype"] == np.int8
@@ -55,7 +54,21 @@ def test_accuracy_is_that_of_the_file(done):
         interpreter.set_tensor(entry["index"], stored[None])
         interpreter.invoke()
         right += int(interpreter.get_tensor(end["index"]).argmax() == label)
-    assert report.variant("student int8").accuracy == pytest.approx(right / len(images), abs=0.006)
+    return right / len(images)
+
+
+def test_accuracy_is_that_of_the_file(done):
+    folder, report, _ = done
+    images, classes = datasets.load("digits").test
+    int8 = report.variant("student int8")
+    assert int8.accuracy == pytest.approx(accuracy_by_hand(folder / int8.file, images, classes), abs=0.006)
+    worse = [
+        accuracy_by_hand(folder / int8.file, corrupt(images, severity), classes)
+        for corrupt in corruptions(value_range=(images.min(), images.max())).values()
+        for severity in (1, 3, 5)
+    ]
+    assert int8.robustness == pytest.approx(np.mean(worse), abs=0.006)
+    assert np.ptp(worse) > 0.05
 
 
 def test_student_is_sparse_and_stays_so_through_quantization(done):

@@ -24,7 +24,7 @@ def make_variant(name, **changes):
 
 @pytest.fixture
 def report():
-    small = dict(accuracy=0.885, size_bytes=16_000, gzip_bytes=6_000, latency_ms=0.2, macs=500_000)
+    small = dict(accuracy=0.885, robustness=0.61, size_bytes=16_000, gzip_bytes=6_000, latency_ms=0.2, macs=500_000)
     sparse = dict(parameters=10_000, nonzero=2_500, precision="int8")
     epochs = [{"epoch": i + 1, "sparsity": i / 10, "val_accuracy": 0.8 + i / 100, "loss": 1.0} for i in range(5)]
     return Report(

@@ -12,8 +12,24 @@ def test_units():
 def test_table_shows_the_measured_numbers_in_columns(report):
     lines = text.table_text(report).splitlines()
     assert lines[3].split() == [
-        *("student", "int8", "88.50", "%", "16,000", "6,000", "0.2000", "ms", "10,000", "2,500", "500,000", "passed")
+        *(
+            "student",
+            "int8",
+            "88.50",
+            "%",
+            "61.00",
+            "%",
+            "16,000",
+            "6,000",
+            "0.2000",
+            "ms",
+            "10,000",
+            "2,500",
+            "500,000",
+            "passed",
+        )
     ]
+    assert lines[2].split()[:4] == ["teacher", "90.00", "%", "-"]  # not measured
     assert len({len(line) for line in lines[:4]}) == 1
     assert lines[-1] == (
         "student int8: 25x smaller (50x after gzip), 4.0x faster, -1.50 points of accuracy against teacher"
