@@ -98,6 +98,7 @@ class _Fractions(Allocation):
             low, high = self.bounds(unit, views)
             fraction = max(low * progress, *(wanted[i] for i in unit.members))
             yield unit, unit.keep(min(fraction, high) * unit.weights)
+            del unit  # its scores go before the next kernel's are made
 
 
 @ALLOCATIONS.register("uniform")
@@ -255,6 +256,7 @@ class Threshold(Allocation):
             lost = int(unit.sizes[unit.scores <= self.threshold].sum())
             low, high = self.bounds(unit, views)
             yield unit, unit.keep(min(max(lost, low * unit.weights), high * unit.weights))
+            del unit
 
     def get_config(self) -> dict[str, Any]:
         return {"threshold": self.threshold, **super().get_config()}

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from kdopt.core.ordering import kth_smallest, place_of
+
 
 def keep_highest(scores: np.ndarray, sizes: np.ndarray, lost: float, *, stay: int = 1) -> np.ndarray:
     """Lets go of the lowest scores until about `lost` weights are gone.
@@ -38,10 +40,11 @@ def keep_highest(scores: np.ndarray, sizes: np.ndarray, lost: float, *, stay: in
 def _drop_lowest(scores: np.ndarray, count: int, keep: np.ndarray) -> None:
     if count <= 0:
         return
-    threshold = np.partition(scores, count - 1)[count - 1]
-    keep[scores < threshold] = False
-    ties = np.flatnonzero(scores == threshold)
-    keep[ties[: count - np.count_nonzero(~keep)]] = False
+    threshold = kth_smallest(scores, count)
+    np.greater_equal(scores, threshold, out=keep)
+    ties = scores == threshold
+    first = place_of(ties, count - int(np.count_nonzero(~keep)))
+    keep[:first] &= ~ties[:first]
 
 
 def _refuse_nan(scores: np.ndarray) -> None:

@@ -139,7 +139,7 @@ class PruningRun:
         changed = False
         for own, mask, stored in zip(self._variables, self._masks, self._stored, strict=True):
             for variable in [own, *averages(self._optimizer, own)]:
-                if _numpy(variable)[~stored].any():
+                if _numpy(variable).any(where=~stored):
                     changed = changed or variable is own
                     variable.assign(_masked(mask, variable))
         return changed

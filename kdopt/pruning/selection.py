@@ -81,6 +81,7 @@ class Selection:
         for unit, keep in self.allocation.keep(self._units(scores), self.kernels, sparsity, progress):
             for member, mask in zip(unit.members, unit.masks(keep), strict=True):
                 masks[member] = mask
+            del unit  # before the next kernel is scored
         return masks + [self._of_companion(masks[i], i, variable) for i, variable in self._companions]
 
     def _units(self, scores: Sequence[np.ndarray]) -> Iterator[Units]:
@@ -89,6 +90,7 @@ class Selection:
             for i, score in zip(members, own, strict=True):
                 _refuse_infinite(self.kernels[i].name, score)
             yield self.pattern.group(self.kernels, members, own)
+            del own, score
 
     def _of_companion(self, mask: np.ndarray, index: int, variable: keras.Variable) -> np.ndarray:
         """The kernel's mask without the axes the companion does not have: a channel with no weight left is gone."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdopt.core import backend, files, optional, seeding, validation
-from kdopt.core.ordering import ascending
+from kdopt.core.ordering import ascending, kth_smallest, place_of
 from kdopt.core.registry import Registry
 
 
@@ -121,3 +121,28 @@ def test_ascending_equals_a_stable_sort():
         for dtype in ("float32", "float64"):
             array = values.astype(dtype)
             np.testing.assert_array_equal(ascending(array), np.argsort(array, kind="stable"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize("kind", ["spread", "ties", "zeros", "negative", "tiny", "infinite"])
+def test_kth_smallest(dtype, kind):
+    values = np.random.default_rng(0).random(201) * 100
+    changes = {
+        "spread": values,
+        "ties": np.round(values / 20),
+        "zeros": np.where(values < 60, -0.0, values),
+        "negative": values - 30,
+        "tiny": np.where(values < 50, values * 1e-44, values),
+        "infinite": np.where((values > 90) & (dtype != "int32"), np.inf, values),
+    }
+    values = changes[kind].astype(dtype)
+    ordered = np.sort(values)
+    for k in (1, 2, 100, 150, 201):
+        assert kth_smallest(values, k) == ordered[k - 1]
+    strided = values[::2]
+    assert kth_smallest(strided, 30) == np.sort(strided)[29]
+
+
+def test_place_of():
+    wanted = np.array([False, True, True, False, True])
+    assert [place_of(wanted, k) for k in range(4)] == [0, 2, 3, 5]
