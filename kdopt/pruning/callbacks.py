@@ -39,6 +39,7 @@ class GradualPruning(MaskCallback):
         every optimizer update u:   dense <- dense + u(gradient at dense * mask);   w <- dense * mask
         every update of the schedule:   mask = the 1 - schedule(t) share of |dense|;   w <- dense * mask
 
+    Made for SGD: Adam moves every weight by about the learning rate, so masked ones drift until they are chosen for it.
     Masks move until the schedule's last update. Costs one more tensor of the size of each kernel. Weights that are out
     do not decay (AdamW). A backup at the end of an epoch keeps what they have learned.
 

@@ -30,7 +30,7 @@ class Penalty(keras.regularizers.Regularizer):
             `attach`, `Proximal`, or `RegularizationLogger` for a `kernel_regularizer=`. Defaults to `1e-4`.
     """
 
-    layout: str | None = None  # of the kernel; see `kdopt.regularizers.grouping.Grouping`
+    layout: Any = None  # of the kernel; see `kdopt.regularizers.grouping.Grouping`
 
     def __init__(self, strength: Strength = 1e-4) -> None:
         self._strength = StrengthValue(strength, type(self).__name__)

@@ -4,10 +4,10 @@ from typing import Any
 
 from keras import ops
 
-from kdopt.core.validation import check_fraction, check_one_of
+from kdopt.core.validation import check_fraction
 from kdopt.regularizers.base import PENALTIES, Penalty, Tensor
 from kdopt.regularizers.elementwise import soft_threshold
-from kdopt.regularizers.grouping import LAYOUTS, Grouping
+from kdopt.regularizers.grouping import Grouping, Layout, checked_layout
 from kdopt.regularizers.strength import Strength
 
 
@@ -38,18 +38,17 @@ class GroupPenalty(Penalty):
         strength: Float >= 0, or a schedule.
         groups: See `kdopt.regularizers.grouping.Grouping`.
         block_shape: Tuple of two integers >= 1, for `groups="blocks"` only.
-        layout: `"standard"`, `"transposed"` (the kernel of `Conv2DTranspose`) or `"depthwise"`. `None`: taken
+        layout: `"standard"`, `"transposed"` (the kernel of `Conv2DTranspose`), `"depthwise"`, or the axes of the inputs
+            (`EinsumDense`), see `kdopt.regularizers.grouping.Grouping`. `None`: taken
             from the layer by `attach`, `Proximal` and `SparseRegularized`; `"standard"` in a
             `kernel_regularizer=`, which does not know its layer.
     """
 
     def __init__(
-        self, strength: Strength, groups: str, block_shape: tuple[int, int] | None, layout: str | None
+        self, strength: Strength, groups: str, block_shape: tuple[int, int] | None, layout: Layout | None
     ) -> None:
         super().__init__(strength)
-        if layout is not None:
-            check_one_of("layout", layout, LAYOUTS)
-        self.layout = self._asked_layout = layout
+        self.layout = self._asked_layout = None if layout is None else checked_layout(layout)
         self.groups = groups
         self.block_shape = Grouping(groups, block_shape).block_shape
 
@@ -101,7 +100,7 @@ class GroupLasso(GroupPenalty):
         groups: str = "out_channels",
         block_shape: tuple[int, int] | None = None,
         scale_by_size: bool = True,
-        layout: str | None = None,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__(strength, groups, block_shape, layout)
         self.scale_by_size = bool(scale_by_size)
@@ -142,7 +141,7 @@ class SparseGroupLasso(GroupLasso):
         groups: str = "out_channels",
         block_shape: tuple[int, int] | None = None,
         scale_by_size: bool = True,
-        layout: str | None = None,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__(strength, groups, block_shape, scale_by_size, layout)
         self.l1_ratio = check_fraction("l1_ratio", l1_ratio, one=True)

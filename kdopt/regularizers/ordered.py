@@ -7,6 +7,7 @@ from keras import ops
 
 from kdopt.core.validation import check_fraction, check_positive
 from kdopt.regularizers.base import PENALTIES, Tensor
+from kdopt.regularizers.grouping import Layout
 from kdopt.regularizers.groupwise import GroupPenalty
 from kdopt.regularizers.strength import Strength
 
@@ -98,7 +99,7 @@ class OrderedL1(GroupPenalty):
         fraction: float = 0.5,
         groups: str = "in_channels",
         block_shape: tuple[int, int] | None = None,
-        layout: str | None = None,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__(strength, groups, block_shape, layout)
         self.slope = check_positive("slope", slope, zero=True)

@@ -53,6 +53,10 @@ class Proximal(PenaltyCallback):
     part of the loss, and its subgradient in the loss gives no zeros: Adam steps over them. With a momentum
     m, SGD's steps are 1 / (1 - m) as long as its learning rate: use a strength 1 / (1 - m) as large.
 
+    How strong: a weight that no gradient holds loses strength * (sum of the learning rates) in a `fit`, with
+    `"decoupled"`; so do all weights of a group, with its size factor. 5,000 updates at 1e-3 with a strength of 0.01
+    take away 0.05, about the size of a weight. LeNet-300-100 wants 0.01 for 90 % zeros, 0.1 for 98 %.
+
     Runs inside the compiled step, after the optimizer's update and before constraints such as pruning masks;
     not for batches that only accumulate gradients or that loss scaling skips. Weights may come back from
     zero. At the end of `fit` everything attached is gone, and the zeros are those of the last update.
@@ -70,7 +74,7 @@ class Proximal(PenaltyCallback):
 
     Example:
     ```
-    model.fit(x, y, epochs=10, callbacks=[Proximal(GroupLasso(1e-3))])
+    model.fit(x, y, epochs=10, callbacks=[Proximal(GroupLasso(0.01))])
     ```
 
     Reference: Parikh & Boyd, "Proximal Algorithms", 2014, section 4.2; preconditioned: Yun, Lozano & Yang,

@@ -6,12 +6,18 @@ import itertools
 import numpy as np
 
 DENSE, CONV, DEPTHWISE, TRANSPOSED = (6, 5), (3, 2, 4, 5), (3, 3, 4, 2), (3, 2, 5, 4)
+QUERY, PROJECTION = (4, 2, 5), (2, 6, 3)
 LAYOUT = {DENSE: "standard", CONV: "standard", DEPTHWISE: "depthwise", TRANSPOSED: "transposed"}
+LAYOUT.update({QUERY: (-3,), PROJECTION: (-3, -2)})
 
 
 def coordinates(shape, layout):
     """For each weight: (position, input, output), by its index in the kernel."""
     for index in np.ndindex(shape):
+        if isinstance(layout, tuple):
+            ins = [axis % len(shape) for axis in layout]
+            yield index, ((), tuple(index[a] for a in ins), tuple(x for a, x in enumerate(index) if a not in ins))
+            continue
         *position, first, second = index
         if layout == "standard":
             yield index, (tuple(position), first, second)

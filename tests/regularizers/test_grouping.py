@@ -2,10 +2,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from penalty_oracles import CONV, DENSE, DEPTHWISE, LAYOUT, TRANSPOSED, index_sets, pool_adjacent_violators
+from penalty_oracles import (
+    LAYOUT,
+    index_sets,
+    pool_adjacent_violators,
+)
 
 from kdopt.core.kernels import find_kernels
-from kdopt.regularizers import Grouping, GroupLasso, OrderedL1
+from kdopt.regularizers import Grouping, GroupLasso, OrderedL1, attach
 from kdopt.regularizers.grouping import layout_of
 from kdopt.regularizers.ordered import not_increasing, order_weights
 
@@ -14,7 +18,7 @@ L = keras.layers
 
 @pytest.mark.parametrize("groups", ["out_channels", "in_channels", "rows", "columns", "blocks"])
 def test_each_group_holds_the_weights_it_should(groups):
-    for shape in [(7,), DENSE, CONV, DEPTHWISE, TRANSPOSED, (2, 2, 2, 3, 4)]:
+    for shape in [(7,), *LAYOUT, (2, 2, 2, 3, 4)]:
         check_groups(shape, groups)
 
 
@@ -33,7 +37,7 @@ def check_groups(shape, groups):
 
 @pytest.mark.parametrize("groups", ["out_channels", "in_channels", "rows", "blocks"])
 def test_zeros_come_in_whole_groups(groups):
-    for shape in (DENSE, CONV, DEPTHWISE, TRANSPOSED):
+    for shape in LAYOUT:
         check_zeros(shape, groups)
 
 
@@ -63,9 +67,23 @@ def test_a_kernel_is_read_as_its_layer_does():
     x = L.MultiHeadAttention(2, 3, name="attention")(*[L.Reshape((-1, 6))(x)] * 2)
     model = keras.Model(inputs, L.Dense(2, name="dense")(x))
     layouts = {view.name: layout_of(view) for view in find_kernels(model)[0]}
-    assert {layouts[name] for name in ("conv", "dense", "separable/pointwise_kernel", "query")} == {"standard"}
+    assert {layouts[name] for name in ("conv", "dense", "separable/pointwise_kernel")} == {"standard"}
     assert {layouts[name] for name in ("depthwise", "separable/depthwise_kernel")} == {"depthwise"}
     assert layouts["transposed"] == "transposed"
+    assert layouts["query"] == layouts["value"] == (-3,)
+    assert layouts["attention_output"] == (-3, -2)
+
+
+def test_a_head_of_zeros_in_attention():
+    """Out channels of a query are its 2 x 3 widths of heads, each with one value an input."""
+    x = keras.Input((5, 4))
+    model = keras.Model(x, L.MultiHeadAttention(2, 3, name="attention")(x, x))
+    model.compile("sgd", "mse")
+    query = next(view for view in find_kernels(model)[0] if view.name == "query")
+    w = query.numpy()
+    handle = attach(model, GroupLasso(0.5, scale_by_size=False), layers=["query"])
+    assert handle.value() == pytest.approx(0.5 * np.linalg.norm(w, axis=0).sum(), rel=1e-6)
+    assert handle.penalty.get_config()["layout"] is None
 
 
 @pytest.mark.parametrize("compiled", [False, True])
