@@ -2,9 +2,12 @@
 
     python benchmarks/pruning_step.py keras
     python benchmarks/pruning_step.py tfmot
+    python benchmarks/pruning_step.py kinds
 
-Goal: <= 1.05 for the first. ResNet8 on 32x32x3, batch 64; a block is one `fit` of 20 steps, the masks change
-every 100 updates as in the usual schedule. tfmot runs in a process of its own: it switches TensorFlow to tf_keras.
+Goal: <= 1.05 for single weights and channels (masks alone, between updates). `kinds` times every way of making zeros in
+a `fit`: what gathers gradients, moves weights back or shrinks them costs more. ResNet8 on 32x32x3, batch 64; a block
+is one `fit` of 20 steps, the masks change every 100 updates as in the usual schedule. tfmot runs in a process of its
+own: it switches TensorFlow to tf_keras.
 """
 
 import os
@@ -44,33 +47,69 @@ def make(keras, model):
     return model
 
 
-def main_keras():
-    """A pruning that stays attached, so that only the step is timed."""
-    import keras
+def endless(kind):
+    """A callback class that keeps what it has attached from one `fit` to the next, as inside one long `fit`."""
 
-    from kdopt.pruning.callbacks import GradualPruning
-    from kdopt.schedules import Polynomial
-
-    plain, pruned = make(keras, resnet8(keras)), make(keras, resnet8(keras))
-
-    class Endless(GradualPruning):
-        """Keeps the masks from one `fit` to the next, as inside one long `fit`."""
+    class Endless(kind):
+        begun = False
 
         def on_train_begin(self, logs=None):
-            if self._run is None:
+            if not self.begun:
                 super().on_train_begin(logs)
+            self.begun = True
+
+        def on_train_end(self, logs=None):
+            pass
 
         def _finish(self):
             pass
 
-    callback = Endless(Polynomial(0.8, end_step=1_000_000, frequency=100))
-    compare(
-        {
-            "plain fit": lambda: plain.fit(X, Y, batch_size=BATCH, verbose=0),
-            "fit with GradualPruning": lambda: pruned.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[callback]),
-        },
-        rounds=30,
-    )
+    return Endless
+
+
+def blocks(callbacks):
+    """One block for plain `fit`, one for each callback on a net of its own; what is attached stays, so that only the
+    step is timed."""
+    import keras
+
+    def block(callback):
+        model = make(keras, resnet8(keras))
+        extra = [] if callback is None else [callback]
+        return lambda: model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=extra)
+
+    return {name: block(callback) for name, callback in {"plain fit": None, **callbacks}.items()}
+
+
+def main_keras():
+    from kdopt.pruning.callbacks import GradualPruning
+    from kdopt.schedules import Polynomial
+
+    course = Polynomial(0.8, end_step=1_000_000, frequency=100)
+    kinds = {
+        "fit with GradualPruning": endless(GradualPruning)(course),
+        "fit with GradualPruning, channels": endless(GradualPruning)(course, "l2", pattern="channel"),
+    }
+    compare(blocks(kinds), rounds=30)
+
+
+def main_kinds():
+    from kdopt.pruning import GradualPruning, RegrowPruning
+    from kdopt.regularizers import L1, GroupLasso, OrderedL1, Proximal
+    from kdopt.schedules import Polynomial
+
+    gradual, proximal = endless(GradualPruning), endless(Proximal)
+    course = Polynomial(0.8, end_step=1_000_000, frequency=100)
+    kinds = {
+        **{f"GradualPruning, {name}": gradual(course, name) for name in ("taylor", "fisher", "obd", "movement")},
+        "GradualPruning, splicing": gradual(course, splicing=True),
+        "RegrowPruning, rigl": endless(RegrowPruning)(0.8, 1_000_000),
+        "RegrowPruning, set": endless(RegrowPruning)(0.8, 1_000_000, "set"),
+        "Proximal, l1": proximal(L1(1e-3)),
+        "Proximal, l1, preconditioned": proximal(L1(1e-3), scaling="preconditioned"),
+        "Proximal, group lasso": proximal(GroupLasso(1e-3)),
+        "Proximal, ordered l1": proximal(OrderedL1(1e-3)),
+    }
+    compare(blocks(kinds), rounds=20)
 
 
 def main_tfmot():
@@ -92,4 +131,4 @@ def main_tfmot():
 
 
 if __name__ == "__main__":
-    {"keras": main_keras, "tfmot": main_tfmot}[sys.argv[1] if len(sys.argv) > 1 else "keras"]()
+    {"keras": main_keras, "tfmot": main_tfmot, "kinds": main_kinds}[sys.argv[1] if len(sys.argv) > 1 else "keras"]()
