@@ -36,7 +36,7 @@ class FPGM(Criterion):
     low, so it says nothing inside a channel: use it to prune channels.
 
     Reference: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration",
-        CVPR 2019, section 3.3.
+        CVPR 2019.
     """
 
     def score(self, weights: np.ndarray, view: KernelView | None = None) -> np.ndarray:

@@ -158,7 +158,7 @@ class Taylor(GradientCriterion):
     Args:
         batch_size: As in `GradientCriterion`.
 
-    Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.1,
+    Reference: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3,
         first-order importance I_m = (g_m w_m)^2.
     """
 
@@ -173,14 +173,15 @@ class Fisher(_Squared):
         score = E[g^2];    0 where w = 0, because pruning such a weight changes nothing
 
     Data: a running `fit`, or `data=`. E averages over batch gradients; with `per_sample=True` over the gradients of
-    single samples, as the paper has it (a batch gradient is their mean, so cancels what they disagree on).
+    single samples, as the papers have it (a batch gradient is their mean, so cancels what they disagree on).
     Cost in a fit as `taylor`; `per_sample` a forward and a backward pass for each sample.
 
     Args:
         batch_size: As in `GradientCriterion`.
         per_sample: Bool. Defaults to `False`; with `True` it needs `data`.
 
-    Reference: Sung et al., "Training Neural Networks with Fixed Sparse Masks", NeurIPS 2021, section 3 (FISH Mask).
+    Reference: Sung et al., "Training Neural Networks with Fixed Sparse Masks", NeurIPS 2021 (FISH Mask,
+        there to choose the weights that are trained).
     """
 
     def finish(self, weights: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -202,8 +203,8 @@ class OBD(_Squared):
         per_sample: Bool. Defaults to `False`; with `True` it needs `data`.
 
     Reference: LeCun, Denker, Solla, "Optimal Brain Damage", NeurIPS 1989, section 2 (saliency s_k = h_kk u_k^2 / 2);
-        Fisher as Hessian: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018,
-        section 2.1.
+        Fisher as Hessian: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018
+        (of single samples).
     """
 
     def finish(self, weights: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -218,7 +219,7 @@ class Movement(GradientCriterion):
         score = S - min of S in the kernel;    0 where w = 0
 
     S is negative for a weight that shrinks; the shift makes scores >= 0 and keeps their order in a kernel, so compare
-    inside a kernel (`scope="layer"`, as the paper does). A weight that is zero has come all the way. Made for
+    inside a kernel (`scope="layer"`; the paper tries both). A weight that is zero has come all the way. Made for
     fine-tuning a trained model in a running `fit`; from `data=` it is one snapshot on frozen weights. Cost as `taylor`.
 
     Args:

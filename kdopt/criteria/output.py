@@ -34,7 +34,7 @@ class OutputSensitivity(DataCriterion):
         batch_size: Integer >= 1, samples in a batch when `data` is arrays. Defaults to `32`.
 
     Reference: Tartaglione et al., "Learning Sparse Neural Networks via Sensitivity-Driven Regularization", NeurIPS
-        2018, section 3 (sensitivity, averaged over outputs), times |w|.
+        2018 (sensitivity, averaged over outputs), times |w|.
     """
 
     def __init__(self, outputs: int | None = None, seed: int = 0, batch_size: int = 32) -> None:

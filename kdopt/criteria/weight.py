@@ -82,10 +82,10 @@ class LAMP(Criterion):
 
     Needs no data. Cost: a sort of each kernel, in eleven times its memory. Inside a kernel it orders as `l1`;
     it is made to be compared across kernels (`scope="global"`), where the largest weight of every kernel scores 1, so
-    no kernel dies. Equal magnitudes have equal scores here; the paper breaks ties by position.
+    no kernel dies. Equal magnitudes share a score here (1/n for n largest ones); the paper breaks ties
+    by position, as the allocation `"lamp"` does.
 
-    Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, the LAMP score
-        (section 2).
+    Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.
     """
 
     def score(self, weights: np.ndarray, view: KernelView | None = None) -> np.ndarray:

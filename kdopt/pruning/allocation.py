@@ -119,8 +119,8 @@ class ErdosRenyi(_Fractions):
         density_l = min(1, epsilon * (sum of the sizes of all axes of l) / (product of them)),
         epsilon so that all kernels together have the sparsity asked for
 
-    Reference: Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020, section 3.1; Mocanu et al.,
-        2018, equation 1.
+    Reference: Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020, section 3
+        ("Sparsity Distribution"); Mocanu et al., 2018, equation 1, for one layer.
     """
 
     def fractions(self, views: Sequence[KernelView], sparsity: float, progress: float) -> list[float]:
@@ -187,9 +187,10 @@ class Lamp(Global):
 
         score(u) = s(u) / sum of s(v) over the units v of the kernel with s(v) >= s(u)
 
-    With the criterion `"l2"` (s = w^2) this is LAMP. Every kernel keeps at least one unit by construction.
+    Among equals the first counts as the lowest, as in the paper. With the criterion `"l2"` (s = w^2) this is LAMP. The
+    highest unit of every kernel scores 1, so each keeps one unless it is all zero already.
 
-    Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, section 3.
+    Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.
     """
 
     def comparable(self, unit: Units) -> np.ndarray:

@@ -177,7 +177,7 @@ class NM(Pattern):
         n: Integer >= 1, weights that stay of `m`. Defaults to `2`.
         m: Integer > n. Defaults to `4`.
 
-    Reference: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021, section 3.
+    Reference: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
     """
 
     def __init__(self, n: int = 2, m: int = 4) -> None:

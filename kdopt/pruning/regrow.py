@@ -29,7 +29,9 @@ class RegrowPruning(MaskCallback):
 
     A grown weight starts at zero, and so does what the optimizer keeps of it (momentum, second moment). Behaves as
     `GradualPruning` in everything else: logs, resuming, other callbacks, exact zeros at the end. `"rigl"` costs one
-    accumulator a kernel: dL/dw is the mean over the batches since the last change.
+    accumulator a kernel: dL/dw is the mean over the batches since the last change, which is less noisy than the paper's
+    gradient of one batch. "Not in use" includes those just dropped. SET in its paper drops the smallest positive
+    and the largest negative weights apart, once an epoch.
 
     Args:
         sparsity: Float in [0, 1), of all kernels together.

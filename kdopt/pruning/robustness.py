@@ -37,7 +37,7 @@ def gaussian_noise(
     ```
 
     Reference: Hendrycks & Dietterich, "Benchmarking neural network robustness to common corruptions and
-        perturbations", ICLR 2019 (kinds of change; severities there are tables for two image sizes).
+        perturbations", ICLR 2019 (kinds of change; severities here are formulas of our own).
     """
     check_positive("severity", severity, zero=True)
     low, high = _range(_checked(x), value_range)
@@ -48,7 +48,7 @@ def gaussian_noise(
 
 
 def blur(x: np.ndarray, severity: float) -> np.ndarray:
-    """Blurs, as a lens out of focus does.
+    """Blurs with a Gaussian, much as a lens out of focus does.
 
         y[i, j] = sum_(a, b) k[a] * k[b] * x[i + a, j + b],   k[a] = exp(-a ** 2 / (2 * sigma ** 2)) / sum
         sigma = 0.4 * severity * sqrt(min(height, width) / 32) pixels,   |a|, |b| <= 4 sigma rounded up

@@ -128,7 +128,7 @@ class HoyerSquare(Penalty):
     ```
 
     Reference: Yang et al., "DeepHoyer: Learning Sparser Neural Network with Differentiable
-        Scale-Invariant Sparsity Measures", ICLR 2020, equation 3.
+        Scale-Invariant Sparsity Measures", ICLR 2020.
     """
 
     def measure(self, weights: Tensor) -> Tensor:
@@ -153,9 +153,9 @@ class TransformedL1(Penalty):
     ```
 
     Reference: Zhang & Xin, "Minimization of transformed l1 penalty: theory, difference of convex function
-        algorithm, and robust application in compressed sensing", Math. Program. 2018, equation 1.3; prox:
+        algorithm, and robust application in compressed sensing", Math. Program. 2018; prox:
         Zhang & Xin, "Minimization of Transformed L1 Penalty: Closed Form Representation and Iterative
-        Thresholding Algorithms", Commun. Math. Sci. 2017, theorem 3.1.
+        Thresholding Algorithms", Commun. Math. Sci. 2017.
     """
 
     def __init__(self, strength: Strength = 1e-4, a: float = 1.0) -> None:

@@ -91,7 +91,7 @@ class GroupLasso(GroupPenalty):
 
     Reference: Yuan & Lin, "Model selection and estimation in regression with grouped variables", J. R.
         Stat. Soc. B 2006; for channels: Wen et al., "Learning Structured Sparsity in Deep Neural
-        Networks", NeurIPS 2016, equation 2.
+        Networks", NeurIPS 2016, equation 2 (without the factor of size).
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SparseGroupLasso(GroupLasso):
     float(SparseGroupLasso(0.1, scale_by_size=False)([[3.0, 0.0], [4.0, 0.0]]))      # 0.05 * 7 + 0.05 * 5 = 0.6
     ```
 
-    Reference: Simon et al., "A Sparse-Group Lasso", J. Comput. Graph. Stat. 2013, equation 3.
+    Reference: Simon et al., "A Sparse-Group Lasso", J. Comput. Graph. Stat. 2013.
     """
 
     def __init__(

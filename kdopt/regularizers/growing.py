@@ -63,7 +63,7 @@ class GrowingRegularization(keras.callbacks.Callback):
 
     Args:
         sparsity: Float in [0, 1), share of the groups of each kernel that go.
-        increment: Float > 0. Defaults to `1e-4`, the paper's for ImageNet.
+        increment: Float > 0. Defaults to `1e-4`.
         frequency: Integer >= 1, optimizer updates. Defaults to `5`.
         ceiling: Float > 0. Defaults to `1.0`.
         method: `"greg-1"` (default) or `"greg-2"`.
@@ -80,7 +80,9 @@ class GrowingRegularization(keras.callbacks.Callback):
     model.fit(x, y, epochs=20, callbacks=[growing])
     ```
 
-    Reference: Wang, Qin, Zhang & Fu, "Neural Pruning via Growing Regularization", ICLR 2021, algorithm 1.
+    Reference: Wang, Qin, Zhang & Fu, "Neural Pruning via Growing Regularization", ICLR 2021, algorithm 1. There
+        the weights that stay lose their decay meanwhile, those at the ceiling train on for a while, and what goes is
+        chosen anew at the end; here none of it.
     """
 
     def __init__(

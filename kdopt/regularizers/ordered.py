@@ -67,7 +67,7 @@ class OrderedL1(GroupPenalty):
     """GrOWL: the larger a group, the dearer; removes groups and makes similar ones equal in norm.
 
         penalty(W) = strength * sum_i c_i * ||W||_[i],     ||W||_[1] >= ||W||_[2] >= ... the norms of the groups
-        c_i = 1 + slope * max(p - i + 1, 0) / p,           p = fraction * number of groups
+        c_i = 1 + slope * max(p - i + 1, 0) / p,           p = fraction * number of groups, at least 1
 
     Correlated inputs get equal norms instead of one of them being chosen at random, so their weights can be
     shared after training. Its proximal operator sorts the norms and pools neighbors, inside the compiled
@@ -75,10 +75,11 @@ class OrderedL1(GroupPenalty):
 
     Args:
         strength: Float >= 0, or a schedule. Defaults to `1e-4`.
-        slope: Float >= 0, how much dearer the largest group is than the smallest; 0 is `GroupLasso`
+        slope: Float >= 0, how much dearer the largest group is than those beyond the slope; 0 is `GroupLasso`
             without the size factor. Defaults to `1.0`.
-        fraction: Float in [0, 1], share of the groups on the slope; 1 is the paper's OSCAR-like form, less
-            its "PLD". Defaults to `0.5`.
+        fraction: Float in [0, 1], share of the groups on the slope: below 1 the paper's "PLD", at 1 its form like
+            OSCAR. Defaults to `0.5`. The division by p is ours: slope and strength keep their meaning for any number
+            of groups.
         groups: As in `GroupLasso`. Defaults to `"in_channels"`, as in the paper.
         block_shape, layout: As in `GroupLasso`.
 
@@ -88,7 +89,7 @@ class OrderedL1(GroupPenalty):
     ```
 
     Reference: Zhang et al., "Learning to Share: Simultaneous Parameter Tying and Sparsification in Deep
-        Learning", ICLR 2018, equations 5 and 6; prox: Bogdan et al., "SLOPE - Adaptive variable
+        Learning", ICLR 2018; prox: Bogdan et al., "SLOPE - Adaptive variable
         selection via convex optimization", Ann. Appl. Stat. 2015, algorithm 3.
     """
 

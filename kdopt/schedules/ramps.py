@@ -154,7 +154,7 @@ class Exponential(Ramp):
     ```
 
     Reference: Frankle & Carbin, "The lottery ticket hypothesis: finding sparse, trainable neural networks",
-        ICLR 2019, section 1 (each of n rounds prunes p ** (1 / n) % of the weights that survive).
+        ICLR 2019, section 1 (in n rounds, each takes the same fraction 1 - (1 - p) ** (1 / n) of the survivors).
     """
 
     def curve(self, share: float) -> float:
