@@ -23,7 +23,7 @@ import numpy as np
 
 BATCH, FREQUENCY, RATE = 128, 50, 1e-3
 # Strengths of the proximal step, chosen on the validation images of seed 100 to end near the sparsity.
-PROXIMAL = {0.8: 4e-5, 0.9: 1e-4, 0.95: 2e-4, 0.98: 4e-4}
+PROXIMAL = {0.8: 1e-2, 0.9: 1e-2, 0.95: 7e-2, 0.98: 1e-1}
 
 
 def lenet_300_100(keras):
