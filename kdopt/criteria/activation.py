@@ -128,8 +128,8 @@ class GradientNorm(TapCriterion):
         batch_size: Integer >= 1, samples in a batch when `data` is arrays. Defaults to `32`.
 
     Reference: the gradient factor of the feature-map criterion of Molchanov et al., "Pruning Convolutional Neural
-        Networks for Resource Efficient Inference", ICLR 2017, section 2.2 ("Taylor expansion"), without the factor y, and
-        with a norm over the batch instead of the mean over places of each sample.
+        Networks for Resource Efficient Inference", ICLR 2017, section 2.2 ("Taylor expansion"), without the factor y,
+        and with a norm over the batch instead of the mean over places of each sample.
     """
 
     labels = True

@@ -85,8 +85,8 @@ class L0(keras.layers.Wrapper):
         strength: Float >= 0, or a schedule. Defaults to `1e-4`.
         gates: What a gate closes: `"weights"` (each), or groups as in `kdopt.regularizers.grouping.Grouping`.
             Defaults to `"out_channels"`.
-        drop_rate: Float in (0, 1): at first sigmoid(log_alpha) = 1 - drop_rate. Fewer gates are closed then (17 % at `0.5`),
-            because most of the stretched interval is inside [0, 1]. Defaults to `0.5`.
+        drop_rate: Float in (0, 1): at first sigmoid(log_alpha) = 1 - drop_rate. Fewer gates are closed then (17 % at
+            `0.5`), because most of the stretched interval is inside [0, 1]. Defaults to `0.5`.
         temperature: Float > 0 of the concrete distribution. Defaults to `2 / 3`.
         seed: Integer, or `None`.
 
