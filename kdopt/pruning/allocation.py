@@ -201,7 +201,7 @@ def layer_adaptive(scores: np.ndarray) -> np.ndarray:
     """s(u) / sum of s(v) over s(v) >= s(u); 0 where s(u) is 0. Among equals the first counts as the lowest."""
     order = ascending(scores)
     tail = np.cumsum(scores[order][::-1], dtype=np.float64)[::-1]
-    result = np.empty(scores.size)
+    result = np.empty(scores.size, np.result_type(scores, np.float32))
     result[order] = np.divide(scores[order], tail, out=np.zeros(scores.size), where=tail > 0)
     return result
 
