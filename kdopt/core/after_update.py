@@ -19,7 +19,7 @@ class Update:
     Attributes:
         learning_rate: Scalar tensor.
         second_moment: Bias-corrected estimate of E[g^2] (see `optimizers.second_moment`), or `None`.
-        epsilon: Float that the optimizer adds to its square root; 0 without one.
+        epsilon: Float that the optimizer adds to its square root; 0 without one, and for RMSprop, which adds it inside.
         step: Integer tensor, number of this update in the optimizer's life, from 1.
     """
 
@@ -78,7 +78,7 @@ class _UpdateChain:
         update = Update(
             learning_rate=ops.cast(learning_rate, variable.dtype),
             second_moment=second_moment(self.optimizer, variable),
-            epsilon=float(getattr(self.optimizer, "epsilon", 0.0) or 0.0),
+            epsilon=float(getattr(self.optimizer, "epsilon", 0.0) or 0.0) if hasattr(self.optimizer, "beta_2") else 0.0,
             step=self.optimizer.iterations + 1,
         )
         value = ops.convert_to_tensor(variable)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdopt.core.neighbors import input_axes, norms_after
+from kdopt.core.neighbors import einsum_channel_axis, input_axes, norms_after
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ class Skipped:
 # itself where the public one returns a computed tensor (LoRA, quantized inference).
 _RULES: dict[type, dict[str, int]] = {
     keras.layers.Dense: {"_kernel": -1},
-    keras.layers.EinsumDense: {"_kernel": -1},
     keras.layers.Embedding: {"_embeddings": -1},
     keras.layers.Conv1D: {"_kernel": -1},
     keras.layers.Conv2D: {"_kernel": -1},
@@ -90,6 +89,8 @@ _RULES: dict[type, dict[str, int]] = {
     keras.layers.LSTMCell: {"kernel": -1, "recurrent_kernel": -1},
     keras.layers.GRUCell: {"kernel": -1, "recurrent_kernel": -1},
 }
+if hasattr(keras.layers, "ReversibleEmbedding"):  # not in Keras 3.12
+    _RULES[keras.layers.ReversibleEmbedding] = {"_embeddings": -1, "reverse_embeddings": -1}
 _NO_KERNEL: tuple[type, ...] = (
     keras.layers.BatchNormalization,
     keras.layers.LayerNormalization,
@@ -190,9 +191,12 @@ def _kernels_of(layer: keras.layers.Layer) -> list[tuple[str, keras.Variable, in
         return [_named(layer, item) for item in layer.get_prunable_weights()]
     if isinstance(layer, _NO_KERNEL):
         return []
+    if isinstance(layer, keras.layers.EinsumDense):
+        return [("", _variable(layer, "_kernel"), einsum_channel_axis(layer.equation))]
     for kind in type(layer).__mro__:
         if kind in _RULES:
-            attributes = _RULES[kind]
+            tied = "reverse_embeddings" if getattr(layer, "tie_weights", False) else None
+            attributes = {name: axis for name, axis in _RULES[kind].items() if name != tied}
             variables = {attribute: _variable(layer, attribute) for attribute in attributes}
             many = len(attributes) > 1
             return [

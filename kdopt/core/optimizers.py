@@ -56,7 +56,8 @@ def slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> li
 def second_moment(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
     """Estimate of E[g^2] that divides the step of `variable`, bias-corrected; inside an update step.
 
-        Adam, AdamW, Nadam, Lamb: v / (1 - beta_2^t) (with `amsgrad` its running maximum); RMSprop: v
+        Adam, AdamW, Nadam, Lamb: v / (1 - beta_2^t) (with `amsgrad` its running maximum)
+        RMSprop: v + epsilon, whose root divides the step
 
     Returns: tensor of the variable's shape; `None` for an optimizer without one.
     """
@@ -66,7 +67,7 @@ def second_moment(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
     kept = optimizer._velocity_hats if getattr(optimizer, "amsgrad", False) else velocities
     moment = ops.convert_to_tensor(kept[optimizer._get_variable_index(variable)])
     if not hasattr(optimizer, "beta_2"):
-        return moment
+        return moment + optimizer.epsilon
     beta, step = (ops.cast(value, moment.dtype) for value in (optimizer.beta_2, optimizer.iterations + 1))
     return moment / (1 - ops.power(beta, step))
 

@@ -58,6 +58,8 @@ class Meetings:
 
 def meetings(view: KernelView) -> Meetings | None:
     """How a kernel meets the tensors of its layer; `None` for a layer of a kind without a rule."""
+    if hasattr(view.layer, "tie_weights"):  # ReversibleEmbedding: one layer that is two
+        return None
     for kinds, rule in _RULES:
         if isinstance(view.layer, kinds):
             return rule(view.layer, view)

@@ -75,7 +75,8 @@ class OutputSensitivity(DataCriterion):
 def features(outputs: Any) -> Tensor:
     """The features of all outputs, each averaged over batch and places: float32, shape (features,)."""
     parts = [float32(y) for y in keras.tree.flatten(outputs) if keras.backend.is_float_dtype(y.dtype)]
-    return ops.concatenate([ops.mean(ops.reshape(y, (-1, y.shape[-1])), axis=0) for y in parts])
+    widths = [y.shape[-1] if len(y.shape) > 1 else 1 for y in parts]  # an output (batch,) is one feature
+    return ops.concatenate([ops.mean(ops.reshape(y, (-1, n)), axis=0) for y, n in zip(parts, widths, strict=True)])
 
 
 def _slopes(model: keras.Model, variables: list[keras.Variable], x: Any, which: Tensor) -> list[Tensor]:

@@ -1,8 +1,6 @@
 """A layer that is pruned while it trains, for models that are being written."""
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -17,7 +15,7 @@ from kdopt.core.optimizers import averages, slots
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.pruning.patterns import PATTERNS, Pattern
 from kdopt.pruning.selection import Selection, listed
-from kdopt.regularizers.wrapper import kernels_inside
+from kdopt.regularizers.wrapper import all_trainable, kernels_inside
 from kdopt.schedules.base import Schedule
 from kdopt.schedules.jumps import Constant
 
@@ -95,7 +93,7 @@ class Prunable(keras.layers.Wrapper):
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
         self._input_shape = input_shape
-        with _trainable(self):  # masks for frozen layers too: a model may be frozen when it is loaded
+        with all_trainable(self):  # masks for frozen layers too
             kernels_inside(self)
             selection = Selection(self, None, self.pattern, "uniform")
         self._warn_of_skipped(selection)
@@ -264,19 +262,6 @@ def _schedule(sparsity: Any) -> Schedule:
     if isinstance(sparsity, dict):
         sparsity = keras.saving.deserialize_keras_object(sparsity)
     return sparsity if isinstance(sparsity, Schedule) else Constant(sparsity)
-
-
-@contextmanager
-def _trainable(layer: keras.layers.Layer) -> Iterator[None]:
-    """Everything in `layer` trainable for a moment."""
-    before = [(inner, inner.trainable) for inner in layer._flatten_layers()]
-    try:
-        for inner, _ in before:
-            inner.trainable = True
-        yield
-    finally:
-        for inner, was in before:  # from the outside in: a layer sets those inside
-            inner.trainable = was
 
 
 def _masked(mask: keras.Variable, value: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class PenaltyCallback(keras.callbacks.Callback):
         super().__init__()
         require_tensorflow(type(self).__name__)
         self._begin = 0
+        self._has_run = False
 
     def priced(self) -> list[Priced]:
         """The penalties with the Variable that each is on."""
@@ -37,6 +38,14 @@ class PenaltyCallback(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         self._begin = updates(model.optimizer)  # now: a backup is restored later, and brings its own step
+        self._has_run = False
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._has_run = True
+
+    def is_built(self) -> bool:
+        """Whether Keras has built what it will build: every layer, or those that the first batch went through."""
+        return self._has_run or all(layer.built for layer in self.model._flatten_layers())
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         self._follow()
@@ -84,7 +93,7 @@ class RegularizationLogger(PenaltyCallback):
         self._priced = None
 
     def priced(self) -> list[Priced]:
-        if self._priced is None and all(layer.built for layer in self.model._flatten_layers()):
+        if self._priced is None and self.is_built():
             self._priced = list(penalties_of(self.model))
             if not self._priced:
                 warn_user(

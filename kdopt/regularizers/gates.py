@@ -118,6 +118,7 @@ class L0(keras.layers.Wrapper):
         self.penalty = ExpectedL0(strength, self.temperature)
         self._generator = keras.random.SeedGenerator(seed)
         self._gates: list[Gate] = []
+        self.supports_masking = layer.supports_masking
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
@@ -129,6 +130,9 @@ class L0(keras.layers.Wrapper):
         gated = [gate.applied(self._generator if training else None) for gate in self._gates]
         with _in_place_of_kernels([gate.view for gate in self._gates], gated):
             return self.layer(inputs, **kwargs)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self.layer.compute_output_shape(input_shape)

@@ -116,21 +116,27 @@ class GrowingRegularization(keras.callbacks.Callback):
         self.skipped: list[Skipped] = []
         self._live: Live | None = None
         self._begin, self._strength = 0, 0.0
-        self._removed, self._chosen = False, False
+        self._removed, self._chosen, self._has_run = False, False, False
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         self._begin = updates(model.optimizer)  # now: a backup is restored later, and brings its own step
+        self._has_run = False
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.release()
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        if self._live is None and all(layer.built for layer in self.model._flatten_layers()):
-            self._attach()
+        if self._live is None and (self._has_run or all(layer.built for layer in self.model._flatten_layers())):
+            self._attach()  # layers that the first batch has not built are never called
         self._grow()
 
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._has_run = True
+
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        if self._live is None:
+            self._attach()
         self._grow()
         if logs is not None and self._live is not None:
             logs["strength/growing"] = self._strength

@@ -110,15 +110,17 @@ class Proximal(PenaltyCallback):
                 "Proximal: this optimizer replaces the weights by their moving average (use_ema=True), which has no "
                 "exact zeros. Compile with use_ema=False."
             )
-        if all(layer.built for layer in self.model._flatten_layers()):
+        if self.is_built():
             self._attach()
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        if self._live is None and all(layer.built for layer in self.model._flatten_layers()):
-            self._attach()  # Keras has built the model in its first batch
+        if self._live is None and self.is_built():
+            self._attach()  # Keras has built the model in its first batch, all that it will build
         super().on_train_batch_begin(batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        if self._live is None:
+            self._attach()  # the epoch had one batch
         super().on_epoch_end(epoch, logs)
         if logs is not None:
             logs.setdefault("sparsity", self.sparsity())

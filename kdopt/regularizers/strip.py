@@ -25,6 +25,8 @@ def strip_regularizers(model: keras.Model) -> keras.Model:
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         plain = hasattr(layer, "to_plain")
         new = layer.to_plain() if plain else type(layer).from_config(layer.get_config())
+        while hasattr(new, "to_plain"):  # a wrapper in a wrapper
+            new = new.to_plain()
         pairs.append((new if plain else layer, new))
         return new
 
@@ -35,6 +37,12 @@ def strip_regularizers(model: keras.Model) -> keras.Model:
             f"strip_regularizers needs a Functional or Sequential model; {model.name!r} is a {type(model).__name__} "
             f"({error}). Replace its layers by what their to_plain() returns."
         ) from error
+    left = [layer.name for layer in copy._flatten_layers() if hasattr(layer, "to_plain")]
+    if left:
+        raise TypeError(
+            f"strip_regularizers cannot reach {', '.join(map(repr, left))} inside another layer. Replace it by what "
+            "its to_plain() returns."
+        )
     for old, new in pairs:
         if old is not new:
             new.set_weights(old.get_weights())

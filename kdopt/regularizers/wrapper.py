@@ -1,5 +1,7 @@
 """A layer with a penalty on its kernels, for models that are being written."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -36,6 +38,7 @@ class SparseRegularized(keras.layers.Wrapper):
         super().__init__(layer, **{"name": f"sparse_{getattr(layer, 'name', '')}", **kwargs})
         self.penalty: Penalty = PENALTIES.get(penalty)
         self._priced: list[Priced] = []
+        self.supports_masking = layer.supports_masking
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
@@ -48,6 +51,9 @@ class SparseRegularized(keras.layers.Wrapper):
 
     def call(self, inputs: Tensor, **kwargs: Any) -> Tensor:
         return self.layer(inputs, **kwargs)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self.layer.compute_output_shape(input_shape)
@@ -69,15 +75,29 @@ class SparseRegularized(keras.layers.Wrapper):
 
 
 def kernels_inside(wrapper: keras.layers.Wrapper) -> list[KernelView]:
-    """The kernels of a wrapper's built layer.
+    """The kernels of a wrapper's built layer, frozen ones too: a model may be frozen when it is loaded.
 
     Raises: ValueError if it has none.
     """
-    found, skipped = find_kernels(wrapper)
+    with all_trainable(wrapper):
+        found, skipped = find_kernels(wrapper)
     if not found:
-        reasons = "; ".join(f"{skip.name!r}: {skip.reason}" for skip in skipped)
+        reasons = "; ".join(f"{skip.name!r}: {skip.reason}" for skip in skipped if skip.name)
         raise ValueError(
             f"{type(wrapper).__name__} needs a layer with a kernel that is trained; {wrapper.layer.name!r} "
             f"({type(wrapper.layer).__name__}) has none.{f' {reasons}.' if reasons else ''}"
         )
     return found
+
+
+@contextmanager
+def all_trainable(layer: keras.layers.Layer) -> Iterator[None]:
+    """Everything in `layer` trainable for a moment."""
+    before = [(inner, inner.trainable) for inner in layer._flatten_layers()]
+    try:
+        for inner, _ in before:
+            inner.trainable = True
+        yield
+    finally:
+        for inner, was in before:  # from the outside in: a layer sets those inside
+            inner.trainable = was
