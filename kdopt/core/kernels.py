@@ -43,9 +43,16 @@ class KernelView:
     @property
     def bias(self) -> keras.Variable | None:
         """The layer's bias, one value a channel of this kernel; `None` where there is no such thing."""
+        if self.is_inner:
+            return None
         bias = getattr(self.layer, "bias", None)
         channels = (self.variable.shape[self.channel_axis],)
         return bias if isinstance(bias, keras.Variable) and tuple(bias.shape) == channels else None
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether other kernels of the layer stand between this one and the layer's output."""
+        return self.variable is getattr(self.layer, "depthwise_kernel", None)
 
     def numpy(self) -> np.ndarray:
         """Value of the Variable; half-precision types widened, because NumPy cannot sort all of them."""
@@ -147,7 +154,7 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
             axis,
             index,
             input_axes(chain[-1], variable, axis),
-            _norm_of(norms.get(id(chain[-1])), variable, axis),
+            _norm_of(chain[-1], norms.get(id(chain[-1])), variable, axis),
             chain[:-1],
         )
         for index, (path, chain, variable, axis) in enumerate(found)
@@ -155,8 +162,10 @@ def find_kernels(model: keras.Model) -> tuple[list[KernelView], list[Skipped]]:
     return views, skipped
 
 
-def _norm_of(norm: Any, variable: keras.Variable, channel_axis: int) -> Any:
-    """The norm if it has one gamma a channel of the kernel."""
+def _norm_of(layer: Any, norm: Any, variable: keras.Variable, channel_axis: int) -> Any:
+    """The norm if it has one gamma a channel of the kernel, and the kernel makes what it reads."""
+    if variable is getattr(layer, "depthwise_kernel", None):
+        return None
     size = variable.shape[channel_axis]
     return (
         norm if norm is not None and [tuple(w.shape) for w in norm.weights] == [(size,)] * len(norm.weights) else None
@@ -248,6 +257,8 @@ def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> li
         return chosen
     if single:
         raise ValueError(f"`layers` must be a list, e.g. [{layers!r}]; got {layers!r}.")
+    if not list(layers):
+        raise ValueError(f"`layers` is empty. Prunable here: {', '.join(v.name for v in kernels)}; None chooses all.")
     chosen_ids: set[int] = set()
     for item in layers:
         hits = [view for view in kernels if _selects(item, view)]

@@ -14,6 +14,7 @@ from kdopt.core.seeding import set_seed
 from kdopt.core.validation import check_fraction, check_integer
 from kdopt.criteria.base import CRITERIA, Criterion, Needs
 from kdopt.distillation.distiller import Distiller
+from kdopt.pruning.allocation import PerLayer, Threshold
 from kdopt.pruning.iterative import iterative
 from kdopt.pruning.masking import Layers
 from kdopt.pruning.metrics import Measure, digest, metric_of, name_of
@@ -108,6 +109,11 @@ def prune_and_distill(
         teacher, train_data, check_integer("epochs", epochs), optimizer, loss, metric, distill, batch_size, callbacks
     )
     own = Selection(student, layers, pattern, allocation)
+    if isinstance(own.allocation, (PerLayer, Threshold)):
+        raise ValueError(
+            "prune_and_distill asks for `sparsity` in every round, so `allocation` must be one that shares it out, "
+            f"such as 'uniform', 'global', 'erdos_renyi' or 'lamp'; got {own.allocation.__class__.__name__}."
+        )
     own.check_sparsity(sparsity)
     training.check(student)
     if scorer.needs != "weights" and criterion_data is None:
@@ -137,6 +143,11 @@ def prune_and_distill(
         "criterion": [type(scorer.inner).__name__, scorer.inner.get_config()],
         "pattern": [type(own.pattern).__name__, own.pattern.get_config()],
         "allocation": [type(own.allocation).__name__, own.allocation.get_config()],
+        "kernels": sorted(places),
+        "data": [digest(train_data), digest(criterion_data)],
+        "optimizer": training.optimizer,
+        "loss": name_of(loss),
+        "batch_size": batch_size,
         "seed": seed,
     }
     start = training.compiled(copy_model(student))
@@ -198,7 +209,7 @@ class Training:
         if hasattr(data, "__next__"):
             raise ValueError(f"`train_data` is read in every round; a {type(data).__name__} can be read only once.")
         self._teacher, self._data, self._epochs, self._loss = teacher, data, epochs, loss
-        self._optimizer = keras.saving.serialize_keras_object(keras.optimizers.get(optimizer))
+        self.optimizer = keras.saving.serialize_keras_object(keras.optimizers.get(optimizer))
         self._metrics = [metric] if isinstance(metric, str) else None
         self._distill: Distill = distill or (lambda own, other: Distiller(student=own, teacher=other))
         self._batch_size, self._callbacks = batch_size, callbacks
@@ -212,7 +223,7 @@ class Training:
 
     def compiled(self, model: keras.Model) -> keras.Model:
         """The model itself, compiled with a new optimizer."""
-        optimizer = keras.optimizers.get(self._optimizer)
+        optimizer = keras.optimizers.get(self.optimizer)
         # XLA halves the speed of convolutions on a CPU and costs seconds to compile in every round.
         model.compile(optimizer, self._loss, metrics=self._metrics, jit_compile=False)
         return model

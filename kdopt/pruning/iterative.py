@@ -163,6 +163,11 @@ class _Loop:
     def run(self, model: keras.Model, rounds: int) -> IterationReport:
         start = self._start(model)
         done: list[Round] = self._finished()
+        if len(done) > rounds and self._store is not None:
+            raise ValueError(
+                f"{self._store.folder} holds {len(done)} finished rounds, more than rounds={rounds}. Ask for as "
+                "many, or give another folder."
+            )
         for one in (start, *done):
             self._say(f"{one}{'  (on file)' if one in done else ''}")
         current = self._get(done[-1].number) if done else model

@@ -141,7 +141,7 @@ def pruning_loop(
             "`pruning` must be a pruning callback, e.g. GradualPruning(Polynomial(0.8, end_step=1000)); "
             f"got {pruning!r}."
         )
-    if not all(layer.built for layer in model._flatten_layers()):
+    if not (model.built and model.weights):
         raise ValueError(f"{model.name!r} has no weights yet: call it on data once, or `build(input_shape)` it.")
     if optimizer is None:
         optimizer = getattr(model, "optimizer", None)

@@ -81,7 +81,8 @@ class MaskCallback(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         if self._run is None:
             first, self._begin = self._begin is None, self._begin_step()
-            if first and not all(layer.built for layer in self.model._flatten_layers()):
+            in_fit = self._loop_optimizer is None
+            if first and in_fit and not all(layer.built for layer in self.model._flatten_layers()):
                 return  # Keras builds such a model in its first batch: begin after it
         run = self._started()
         run.batch_begins()
@@ -95,7 +96,13 @@ class MaskCallback(keras.callbacks.Callback):
         if self._begin is not None:
             self._catch_up().epoch_ended()
             if logs is not None:
-                logs["sparsity"] = sparsity(self.kernels)
+                logs["sparsity"] = sparsity(self._all_kernels())
+
+    def _all_kernels(self) -> list[KernelView]:
+        """The kernels that this callback and others of its kind prune in this `fit`."""
+        callbacks = [self] if self._company.run is None else self._company.run.callbacks
+        views = [view for callback in callbacks if isinstance(callback, MaskCallback) for view in callback.kernels]
+        return list({id(view.variable): view for view in views}.values())
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self._company.run is None:

@@ -246,10 +246,18 @@ class Channel(Pattern):
         return _along(scores, (view.channel_axis,))
 
     def companions(self, view: KernelView) -> list[keras.Variable]:
-        found = [view.bias]
+        found = [_wide_bias(view) if view.bias is None else view.bias]
         if view.norm is not None:
             found += [getattr(view.norm, "gamma", None), getattr(view.norm, "beta", None)]
         return [variable for variable in found if variable is not None and variable.trainable]
+
+
+def _wide_bias(view: KernelView) -> keras.Variable | None:
+    """The bias of an `EinsumDense` with several axes, if they are the last ones of the kernel: (heads, key)."""
+    bias: Any = getattr(view.layer, "bias", None)
+    if not isinstance(view.layer, keras.layers.EinsumDense) or bias is None or len(bias.shape) < 2:
+        return None
+    return bias if tuple(bias.shape) == tuple(view.variable.shape)[-len(bias.shape) :] else None
 
 
 @PATTERNS.register("input_channel")
@@ -271,9 +279,10 @@ class Head(Pattern):
     """
 
     def reason(self, view: KernelView) -> str | None:
-        if isinstance(view.layer, keras.layers.EinsumDense) and len(view.variable.shape) == 3:
-            return None
-        return "it is no projection of a MultiHeadAttention"
+        attention = view.around[-1] if view.around else None
+        if not isinstance(attention, keras.layers.MultiHeadAttention):
+            return "it is no projection of a MultiHeadAttention"
+        return None if len(view.variable.shape) == 3 else "its attention makes several axes of outputs"
 
     def couple(self, model: keras.Model, views: Sequence[KernelView]) -> list[tuple[int, ...]]:
         place = {id(view.layer): i for i, view in enumerate(views)}

@@ -12,7 +12,7 @@ from kdopt.pruning.allocation import Allocation, allocation_of
 from kdopt.pruning.masking import Layers, MaskCallback
 from kdopt.pruning.rules import MaskRule
 from kdopt.pruning.run import sparsity
-from kdopt.pruning.selection import Selection
+from kdopt.pruning.selection import Selection, refuse_infinite
 
 METHODS = ("set", "rigl")
 
@@ -113,6 +113,8 @@ class RegrowRule(MaskRule):
             return None
         fraction = self._fraction(step)
         weights = [view.numpy() for view in self.selection.kernels]
+        for view, weight in zip(self.selection.kernels, weights, strict=True):
+            refuse_infinite(view.name, np.abs(weight))
         together = zip(weights, current, gradients, strict=True)
         return [
             moved(weight, mask, fraction, self._growth(step, i, gradient))

@@ -88,7 +88,7 @@ class Selection:
         for members in self._coupled:
             own = [scores[i] for i in members]
             for i, score in zip(members, own, strict=True):
-                _refuse_infinite(self.kernels[i].name, score)
+                refuse_infinite(self.kernels[i].name, score)
             yield self.pattern.group(self.kernels, members, own)
             del own, score
 
@@ -132,7 +132,11 @@ def listed(skipped: Sequence[Skipped], most: int = 3) -> str:
     return "; ".join(f"{skip.name!r}: {skip.reason}" for skip in skipped[:most]) + more
 
 
-def _refuse_infinite(name: str, score: np.ndarray) -> None:
+def refuse_infinite(name: str, score: np.ndarray) -> None:
+    """Refuses scores that are not finite.
+
+    Raises: ValueError.
+    """
     wrong = int(np.count_nonzero(~np.isfinite(score)))
     if wrong:
         raise ValueError(

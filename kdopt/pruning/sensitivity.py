@@ -176,6 +176,8 @@ def sensitivity(
     """
     levels = _check_sparsities(sparsities)
     scorer = CRITERIA.get(criterion)
+    if scorer.needs != "weights" and criterion_data is None:
+        raise ValueError(f"The criterion {name_of(scorer)} needs samples: pass `criterion_data=`, e.g. (x, y).")
     measure = metric_of(metric, data)
     extra = robustness_of(robustness_metric, metric, data)
     own = Selection(model, layers, pattern, "uniform")

@@ -141,7 +141,9 @@ class Prunable(keras.layers.Wrapper):
     @property
     def complete(self) -> bool:
         """Whether the schedule has made its last update."""
-        return self._selection is not None and self._times.next_update(int(self._updated_at.numpy())) is None
+        if self._selection is None or self._times.has_epochs:
+            return False
+        return self._times.next_update(int(self._updated_at.numpy())) is None
 
     @property
     def current_step(self) -> int:

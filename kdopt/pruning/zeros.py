@@ -239,14 +239,14 @@ def _companions(view: KernelView, mask: np.ndarray) -> list[tuple[keras.Variable
     """(bias, gamma or beta, its mask) of the channels that are gone; nothing if there are none."""
     axis = view.channel_axis % mask.ndim
     stays = np.asarray(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
-    variables = Channel().companions(view)
+    variables = [variable for variable in Channel().companions(view) if len(variable.shape) == 1]
     for variable in variables:
         stays = np.logical_or(stays, ops.convert_to_numpy(variable) != 0)
     return [] if stays.all() else [(variable, stays) for variable in variables]
 
 
 def _check_built(model: keras.Model) -> None:
-    if not all(layer.built for layer in model._flatten_layers()):
+    if not (model.built and model.weights):
         raise ValueError(f"{model.name!r} has no weights yet: call it on data once, or `build(input_shape)` it.")
 
 

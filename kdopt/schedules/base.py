@@ -30,6 +30,13 @@ class Schedule(ABC):
     def final_sparsity(self) -> float:
         """Sparsity in [0, 1) after the last update."""
 
+    @property
+    def has_epochs(self) -> bool:
+        """Whether a time is in epochs, so that it has no values before `in_steps`."""
+        found: list[float] = []
+        map_epochs(self.get_config(), found.append)
+        return bool(found)
+
     def in_steps(self, steps_per_epoch: int | None) -> Self:
         """The same schedule with every time in optimizer updates; itself if they all are.
 
@@ -46,9 +53,7 @@ class Schedule(ABC):
         ```
         """
         config = self.get_config()
-        found: list[float] = []
-        map_epochs(config, found.append)
-        if not found:
+        if not self.has_epochs:
             return self
         if steps_per_epoch is None:
             raise ValueError(
