@@ -44,6 +44,9 @@ class AfterUpdate:
         self, model: keras.Model, variable: keras.Variable, function: Callable[[Tensor, Update], Tensor]
     ) -> None:
         optimizer = innermost(model.optimizer)
+        if hasattr(optimizer, "optimizers") and not optimizer.built:  # before that a MultiOptimizer holds none
+            with model.distribute_strategy.scope():
+                optimizer.build(model.trainable_variables)
         self.key, self.function = variable_key(variable), function
         self._optimizers = list(getattr(optimizer, "optimizers", [optimizer]))  # a MultiOptimizer holds several
         for part in self._optimizers:

@@ -209,7 +209,7 @@ def _kernels_of(layer: keras.layers.Layer) -> list[tuple[str, keras.Variable, in
             variables = {attribute: _variable(layer, attribute) for attribute in attributes}
             many = len(attributes) > 1
             return [
-                (attribute if many else "", variable, attributes[attribute])
+                (attribute.lstrip("_") if many else "", variable, attributes[attribute])
                 for attribute, variable in variables.items()
             ]
     return None

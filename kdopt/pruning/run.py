@@ -55,7 +55,11 @@ class PruningRun:
         self._backup = MaskBackup(backup, {**self._identity(), "splicing": splicing})
         entry = self._backup.restore(begin, [_numpy(variable) for variable in self._variables])
         # A loop may train a model that was never compiled, with an optimizer the model does not know.
-        own_loop = SimpleNamespace(optimizer=optimizer, distribute_strategy=model.distribute_strategy)
+        own_loop = SimpleNamespace(
+            optimizer=optimizer,
+            distribute_strategy=model.distribute_strategy,
+            trainable_variables=model.trainable_variables,
+        )
         self._live = Live(model, run) if optimizer is None else Live(cast(Any, own_loop))
         with model.distribute_strategy.scope():
             self._masks = [

@@ -1,5 +1,7 @@
 """A function that runs once after each real update, and what an optimizer keeps of a Variable."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -128,3 +130,42 @@ def test_a_penalty_is_in_the_loss_of_evaluate_also_after_a_first_one():
     assert model.evaluate(X, Y, verbose=0) == pytest.approx(plain + np.abs(kernel.numpy()).sum(), rel=1e-5)
     live.release()
     assert model.evaluate(X, Y, verbose=0) == pytest.approx(plain, rel=1e-5)
+
+
+def test_the_second_moment_is_what_divides_the_step():
+    """amsgrad keeps the largest; RMSprop adds epsilon before the root."""
+    found = []
+    for optimizer in (
+        keras.optimizers.Adam(0.01, beta_2=0.5, amsgrad=True),
+        keras.optimizers.RMSprop(0.01, epsilon=1e-3),
+    ):
+        model = make_model(optimizer, run_eagerly=True)
+        kernel = model.get_layer("dense").kernel
+        live = Live(model)
+        live.after_update(kernel, lambda value, update: (found.append(update), value)[1])
+        live.rebuild()
+        fit(model)
+        live.release()
+    adam, rms = found[7], found[-1]
+    assert adam.epsilon == 1e-7
+    assert rms.epsilon == 0
+    assert np.all(np.asarray(rms.second_moment) >= 1e-3)
+    # The running maximum never falls, so neither does v_hat * (1 - beta^t).
+    raw = [np.asarray(u.second_moment) * (1 - 0.5 ** float(u.step)) for u in found[:8]]
+    assert all(np.all(later >= earlier * (1 - 1e-4)) for earlier, later in itertools.pairwise(raw))
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
+def test_every_part_of_a_multi_optimizer_is_hooked():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, name="a"), keras.layers.Dense(3, name="b")])
+    a, b = (model.get_layer(name).kernel for name in "ab")
+    parts = [keras.optimizers.SGD(0.0), keras.optimizers.SGD(0.0)]
+    model.compile(keras.optimizers.MultiOptimizer(lambda v: parts["/a/" not in v.path]), "mse")
+    starts = [a.numpy(), b.numpy()]
+    live = Live(model)
+    for kernel in (a, b):
+        live.after_update(kernel, lambda value, update: value + 1)
+    live.rebuild()
+    fit(model)
+    for kernel, start in zip((a, b), starts, strict=True):
+        np.testing.assert_allclose(kernel.numpy(), start + 8, rtol=1e-5)

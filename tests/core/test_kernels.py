@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from kdopt.core.kernels import find_kernels, select
+from kdopt.criteria import CRITERIA
 
 
 def views(model):
@@ -158,3 +159,36 @@ def test_select():
         names("last")
     with pytest.raises(ValueError, match="`layers` selects none of the kernels one, two, last"):
         names(lambda view: False)
+
+
+def test_axes_of_transposed_kernels():
+    def only(layer, shape):
+        return find_kernels(sequential(shape, layer))[0][0]
+
+    for kind, shape in ((layers.Conv2DTranspose, (8, 8, 2)), (layers.Conv3DTranspose, (4, 4, 4, 2))):
+        view = only(kind(3, 2), shape)
+        assert (view.variable.shape[view.channel_axis], view.variable.shape[view.input_axes[0]]) == (3, 2)
+
+
+def test_a_norm_that_is_not_alone_is_none():
+    x = keras.Input((6,))
+    norm, shared, twice = layers.BatchNormalization(), layers.BatchNormalization(), layers.Dense(3, name="twice")
+    h = layers.Dense(3, name="also_output")(x)
+    both = [shared(layers.Dense(3, name=name)(x)) for name in ("one", "two")]
+    model = keras.Model(x, [layers.BatchNormalization()(h), h, *both, norm(twice(x)), twice(2 * x)])
+    assert {view.name: view.norm for view in find_kernels(model)[0]} == dict.fromkeys(
+        ["also_output", "one", "two", "twice"]
+    )
+
+
+@pytest.mark.skipif(not hasattr(layers, "ReversibleEmbedding"), reason="not in this Keras")
+def test_a_reversible_embedding():
+    for tied, names in ((True, ["a"]), (False, ["a/embeddings", "a/reverse_embeddings"])):
+        x = keras.Input((4,), dtype="int32")
+        layer = layers.ReversibleEmbedding(10, 5, tie_weights=tied, name="a")
+        model = keras.Model(x, layer(layers.Dense(5, name="d")(layer(x)), reverse=True))
+        found = [view for view in find_kernels(model)[0] if view.name != "d"]
+        assert len(found) == len(names)
+        assert all(view.layer is layer for view in found)
+        with pytest.raises(ValueError, match="does not know how the kernel 'a"):
+            CRITERIA.get("wanda").scores(model, found, np.ones((8, 4), "int32"))

@@ -4,10 +4,13 @@ import pytest
 
 from kdopt.distillation import Distiller
 from kdopt.regularizers import (
+    L0,
     L1,
     BatchNormScale,
     GroupLasso,
+    GrowingRegularization,
     HoyerSquare,
+    Proximal,
     RegularizationLogger,
     SparseRegularized,
     attach,
@@ -256,3 +259,69 @@ def test_a_layer_of_an_unknown_kind_is_told():
     model = keras.Sequential([keras.Input((4,)), L.Dense(3), Mine(name="mine")])
     with pytest.warns(UserWarning, match="'mine': Mine has no rule"):
         attach(model, L1())
+
+
+def test_a_compiled_evaluation_sees_it_too():
+    model, x, y = keras.Sequential([keras.Input((4,)), L.Dense(3, name="d")]), np.ones((8, 4)), np.zeros((8, 3))
+    model.compile("sgd", "mse")
+    before = model.evaluate(x, y, verbose=0)
+    handle = attach(model, L1(1.0))
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(
+        before + np.abs(model.layers[0].kernel.numpy()).sum(), rel=1e-5
+    )
+    detach(handle)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(before, rel=1e-5)
+
+
+def test_a_layout_that_was_asked_for_stays():
+    """A Dense kernel read as (outputs, inputs)."""
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3, name="d")])
+    handle = attach(model, GroupLasso(1.0, scale_by_size=False, layout="transposed"))
+    expected = np.linalg.norm(model.layers[0].kernel.numpy(), axis=1).sum()
+    assert handle.value() == pytest.approx(expected, rel=1e-5)
+
+
+class WithUnused(keras.Model):
+    """Has a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = L.Dense(4, name="used"), L.Dense(4, name="unused")
+
+    def call(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_a_layer_that_is_never_called_stops_nothing(batches):
+    x = np.random.default_rng(0).normal(size=(8 * batches, 6)).astype("float32")
+    model = WithUnused()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    proximal, growing = Proximal(L1(1.0)), GrowingRegularization(0.5, increment=1.0, frequency=1, ceiling=2.0)
+    for _ in range(2):
+        logs = model.fit(x, x[:, :4], batch_size=8, epochs=4, verbose=0, callbacks=[proximal, growing]).history
+    assert [view.name for view in proximal.kernels] == [view.name for view in growing.kernels] == ["used"]
+    assert logs["sparsity"][-1] == np.mean(model.used.kernel.numpy() == 0) > 0.4
+    assert logs["strength/growing"][-1] == 2.0
+
+
+@pytest.mark.parametrize("wrapped", [lambda: SparseRegularized(L.Dense(3), L1(0.1)), lambda: L0(L.Dense(3), 0.1)])
+def test_a_frozen_wrapper_can_be_loaded(wrapped, tmp_path):
+    x = keras.Input((6,))
+    wrapper = wrapped()
+    model = keras.Model(x, L.Dense(1)(wrapper(x)))
+    wrapper.trainable = False
+    model.save(tmp_path / "f.keras")
+    again = keras.models.load_model(tmp_path / "f.keras")
+    assert not again.layers[1].trainable
+    np.testing.assert_array_equal(again(np.ones((2, 6))), model(np.ones((2, 6))))
+
+
+def test_wrappers_in_wrappers_come_off_or_are_named():
+    x = keras.Input((6,))
+    plain = strip_regularizers(keras.Model(x, SparseRegularized(L0(L.Dense(3), 0.1), L1(0.1))(x)))
+    assert [type(layer) for layer in plain.layers[1:]] == [L.Dense]
+    x = keras.Input((4, 6))
+    hidden = keras.Model(x, L.TimeDistributed(L0(L.Dense(3), 0.1, name="hidden"))(x))
+    with pytest.raises(TypeError, match="cannot reach 'hidden' inside another layer"):
+        strip_regularizers(hidden)

@@ -127,3 +127,17 @@ def test_without_a_slope_ordered_is_the_group_lasso():
     ordered, lasso = OrderedL1(0.3, slope=0.0), GroupLasso(0.3, "in_channels", scale_by_size=False)
     np.testing.assert_allclose(float(ordered(w)), float(lasso(w)), rtol=1e-12)
     np.testing.assert_allclose(ordered.prox(w, 2.0), lasso.prox(w, 2.0), atol=1e-12)
+
+
+def test_gradients_of_dead_groups_are_zero_in_a_compiled_step():
+    """XLA evaluates both sides of a `where`."""
+
+    @tf.function(jit_compile=True)
+    def gradient(w):
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            loss = GroupLasso(1.0)(w)
+        return tape.gradient(loss, w)
+
+    found = gradient(tf.constant([[3.0, 0.0], [4.0, 0.0]]))
+    np.testing.assert_allclose(found, np.sqrt(2) * np.array([[0.6, 0.0], [0.8, 0.0]]), rtol=1e-5)

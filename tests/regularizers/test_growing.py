@@ -100,3 +100,15 @@ def test_bad_arguments_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             GrowingRegularization(**{"sparsity": 0.5, **arguments})
+
+
+def test_a_mean_of_weights_is_not_their_sum():
+    w = np.array([[1.0, 1.0, 1.0, 1.2]] * 2)
+    np.testing.assert_array_equal(weakest(w, 0.5, Grouping("blocks", (2, 3))), [[True, True, True, False]] * 2)
+
+
+def test_averages_are_zeroed_with_the_weights():
+    model, kernel = make_model(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.99))
+    model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[GrowingRegularization(0.5, 1.0, 1, 2.0)])
+    assert np.count_nonzero(kernel.numpy() == 0) == 12
+    assert np.count_nonzero(model.optimizer._model_variables_moving_average[0].numpy() == 0) == 12
