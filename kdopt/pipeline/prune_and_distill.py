@@ -145,7 +145,7 @@ def prune_and_distill(
         "allocation": [type(own.allocation).__name__, own.allocation.get_config()],
         "kernels": sorted(places),
         "data": [digest(train_data), digest(criterion_data)],
-        "optimizer": training.optimizer,
+        "optimizer": training.optimizer_config(),
         "loss": name_of(loss),
         "batch_size": batch_size,
         "seed": seed,
@@ -213,6 +213,11 @@ class Training:
         self._metrics = [metric] if isinstance(metric, str) else None
         self._distill: Distill = distill or (lambda own, other: Distiller(student=own, teacher=other))
         self._batch_size, self._callbacks = batch_size, callbacks
+
+    def optimizer_config(self) -> dict[str, Any]:
+        """What the optimizer of every round is made from, but for its name, which Keras numbers on."""
+        config = self.optimizer["config"]
+        return {"class_name": self.optimizer["class_name"], **{k: v for k, v in config.items() if k != "name"}}
 
     def check(self, student: keras.Model) -> None:
         """Says now what would fail in the first round.

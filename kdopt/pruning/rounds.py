@@ -159,13 +159,20 @@ class Journal:
             raise ValueError(
                 f"{path} is no file to continue from ({error!r}). Delete it, or give another name."
             ) from error
-        other = sorted(name for name in {*settings, *self._settings} if settings.get(name) != self._settings.get(name))
+        before, now = _flat(settings), _flat(self._settings)
+        other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if other:
-            told = "; ".join(f"{name} was {settings.get(name)!r}, now {self._settings.get(name)!r}" for name in other)
+            told = "; ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in other)
             raise ValueError(
                 f"{path} was made with something else: {told}. Delete it to start anew, or give another name."
             )
         return entries
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in settings, one level down."""
+    inner = settings.get("settings")
+    return {**{k: v for k, v in settings.items() if k != "settings"}, **(inner if isinstance(inner, dict) else {})}
 
 
 class RoundFolder:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from kdopt.core.kernels import find_kernels
 from kdopt.criteria.base import CRITERIA
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.logits import SoftTargets
@@ -158,7 +159,7 @@ def test_a_run_that_was_cut_off_ends_like_an_undisturbed_one(digits, trained, tm
     for one, other in zip(undisturbed.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     assert [r.value for r in resumed.rounds] == pytest.approx([r.value for r in undisturbed.rounds])
-    with pytest.raises(ValueError, match=r"made with something else: settings was .*0\.8.* now .*0\.7"):
+    with pytest.raises(ValueError, match=r"made with something else: sparsities was .*0\.8.*, now .*0\.7"):
         run(tmp_path, sparsity=0.7)
 
 
@@ -204,3 +205,65 @@ def test_bad_arguments(trained, arguments, message):
     given = {"train_data": data, "sparsity": 0.8, "loss": LOSS, "progress": False, **arguments}
     with pytest.raises((ValueError, TypeError), match=message):
         prune_and_distill(student, teacher, **given)
+
+
+def test_each_round_has_a_seed_of_its_own_and_sample_weights_arrive():
+    """With weights of zero nothing is learned; with the same seed twice the rounds would draw the same numbers."""
+    x, y = np.ones((16, 4), "float32"), np.zeros(16, "int32")
+    student, teacher = (keras.Sequential([keras.Input((4,)), layers.Dense(2)]) for _ in range(2))
+    drawn = []
+
+    class Draw(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            drawn.append(float(np.random.default_rng(np.random.randint(1 << 30)).random()))
+
+    report = prune_and_distill(
+        student,
+        teacher,
+        (x, y, np.zeros(16)),
+        sparsity=0.5,
+        loss=LOSS,
+        rounds=2,
+        epochs=1,
+        optimizer=keras.optimizers.SGD(1.0),
+        callbacks=lambda number: [Draw()],
+        progress=False,
+    )
+    assert len(set(drawn)) == 2
+    kept = report.model.layers[0].kernel.numpy()
+    np.testing.assert_array_equal(kept[kept != 0], student.layers[0].kernel.numpy()[kept != 0])
+
+
+def test_scores_of_data_leave_zeros_the_first_to_go():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    model.layers[0].kernel.assign([[0, 1], [2, 3], [0, 4], [5, 6]])
+    view = find_kernels(model)[0]
+    scores = Surviving(CRITERIA.get("wanda")).scores(model, view, np.ones((8, 4), "float32"))
+    assert np.array_equal(scores[0] == 0, model.layers[0].kernel.numpy() == 0)
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    plain.compile("sgd", "mse")
+    fisher = Surviving(CRITERIA.get("gradient_norm"))
+    plain.layers[0].kernel.assign([[0, 1], [2, 3], [0, 4], [5, 6]])
+    found = fisher.scores(plain, find_kernels(plain)[0], (np.ones((8, 4), "float32"), np.ones((8, 2), "float32")))
+    assert np.array_equal(found[0] == 0, plain.layers[0].kernel.numpy() == 0)
+
+
+@pytest.mark.parametrize("other", [{"epochs": 2}, {"layers": ["a"]}, {"batch_size": 4}, {"optimizer": "sgd"}], ids=str)
+def test_a_folder_of_another_recipe_is_refused(other, tmp_path):
+    x, y = np.ones((16, 4), "float32"), np.zeros(16, "int32")
+    net = [keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2, name="b")]
+    student, teacher = keras.Sequential(net), keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    arguments = {"sparsity": 0.5, "loss": LOSS, "rounds": 1, "epochs": 1, "folder": tmp_path, "progress": False}
+    prune_and_distill(student, teacher, (x, y), **arguments)
+    with pytest.raises(ValueError, match="was made with something else"):
+        prune_and_distill(student, teacher, (x, y), **{**arguments, **other})
+
+
+def test_an_allocation_with_its_own_numbers_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="a")])
+    with pytest.raises(ValueError, match="one that shares it out"):
+        prune_and_distill(
+            model, model, (np.ones((4, 4)), np.ones(4)), sparsity=0.5, loss=LOSS, allocation={"a": 0.5}, folder=tmp_path
+        )
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kdopt.pruning.allocation import ALLOCATIONS, ErdosRenyi, Global, PerLayer, Threshold, Uniform, allocation_of
+from kdopt.pruning.allocation import (
+    ALLOCATIONS,
+    ErdosRenyi,
+    Global,
+    PerLayer,
+    Threshold,
+    Uniform,
+    allocation_of,
+    erdos_renyi_densities,
+)
 from kdopt.pruning.selection import Selection
 
 RANDOM = np.random.default_rng(0)
@@ -115,3 +124,29 @@ def test_names_and_configs():
         zeros({"wide": 1.5}, 0.0)
     with pytest.raises(ValueError, match="Unknown allocation 'globl'. Did you mean 'global'"):
         zeros("globl", 0.5)
+
+
+@pytest.mark.parametrize("kind", [Uniform, Global, ErdosRenyi])
+def test_a_floor_grows_with_the_schedule(kind):
+    """Half of the way up, half of the floor."""
+    assert zeros(kind(minimum={"last": 0.8}), 0.001, progress=0.5)[2] == round(0.4 * SIZES[2])
+
+
+def test_coupled_kernels_lose_the_largest_of_their_shares():
+    x = keras.Input((8, 16))
+    model = keras.Model(x, layers.MultiHeadAttention(4, 4)(x, x))
+    own = Selection(model, None, "head", PerLayer({"query": 0.5, "key": 0.25}))
+    masks = own.masks([np.ones(tuple(view.variable.shape)) for view in own.kernels], 0.5)
+    assert [int(np.count_nonzero(~mask)) for mask in masks[:4]] == [128] * 4
+
+
+def test_erdos_renyi_gives_what_a_full_kernel_cannot_take_to_the_others_again():
+    """The second kernel is full only after the first one is."""
+    weights, raw = np.array([10.0, 100.0, 1000.0]), np.array([2.0, 0.75, 0.1])
+    densities = erdos_renyi_densities(weights, raw, 0.25)
+    np.testing.assert_allclose(densities, [1, 1, 167.5 / 1000])
+
+
+def test_a_ceiling_holds_a_threshold_back():
+    found = zeros(Threshold(1e9, maximum={"wide": 0.25}, minimum=0.0), 0.0)
+    assert found[1] == round(0.25 * SIZES[1])

@@ -129,3 +129,41 @@ def test_gradients_of_masked_weights_count_in_a_global_norm():
     assert np.any(state["gradients"][index][~alive] != 0)
     np.testing.assert_allclose(moved[alive], -0.01 / norm * state["gradients"][index][alive], rtol=1e-3, atol=1e-7)
     np.testing.assert_array_equal(moved[~alive], 0)
+
+
+def test_a_schedule_above_its_end_asks_no_layer_for_more_than_its_share():
+    model = make_model()
+    watch = Watch()
+    schedule = MultiStep({0: 0.8, 8: 0.4})
+    fit(model, GradualPruning(schedule, allocation={"hidden": 0.5}), watch)
+    assert {z[2] for z in watch.zeros} == {16}
+
+
+def test_gradients_are_those_since_the_last_change():
+    pruning = GradualPruning(MultiStep({4: 0.25, 8: 0.5}), "taylor")
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(pruning._run._rule._sums.batches())
+
+    fit(make_model(), pruning, Look())
+    assert seen == [1, 2, 3, 4, 1, 2, 3, 4, *range(1, 9)]
+
+
+def test_validation_sees_masks_that_are_due():
+    found = []
+
+    class Look(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            found.append(zeros(self.model)[2])
+
+    fit(make_model(), Look(), GradualPruning(OneShot(0.5, begin_step=8)), epochs=1, validation_data=(X, Y))
+    assert found == [16]
+
+
+def test_epochs_are_of_updates_not_of_batches():
+    model = make_model(keras.optimizers.Adam(0.01, gradient_accumulation_steps=2))
+    watch = Watch()
+    fit(model, GradualPruning(OneShot(0.5, begin_step=Epochs(1)), layers=["hidden"]), watch, epochs=2)
+    assert [z[2] for z in watch.zeros] == [0] * 8 + [16] * 8

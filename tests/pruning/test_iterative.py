@@ -244,3 +244,9 @@ def test_nothing_to_recalibrate_is_said():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="has no BatchNormalization"):
         iterative(model, halve, None, 1, recalibrate=np.ones((4, 2)), progress=False)
+
+
+def test_a_first_round_that_falls_behind_the_start_counts():
+    values = iter([0.9, 0.5])
+    report = iterative(net(), halve, None, 3, evaluate=lambda model: next(values), patience=1, progress=False)
+    assert len(report.rounds) == 1

@@ -42,3 +42,8 @@ def test_infinite_stays_and_nan_is_refused():
     np.testing.assert_array_equal(keep_highest(np.array([np.inf, 1, 2, 3]), ONES[:4], 2), [True, False, False, True])
     with pytest.raises(ValueError, match="1 of 3 pruning scores are NaN or infinite"):
         keep_highest(np.array([1.0, np.nan, 2.0]), ONES[:3], 1)
+
+
+def test_ties_among_units_of_different_sizes_go_first_in_order():
+    scores, sizes = np.zeros(40), np.arange(1, 41)
+    np.testing.assert_array_equal(np.flatnonzero(~keep_highest(scores, sizes, 10)), [0, 1, 2, 3])

@@ -155,3 +155,17 @@ def test_criteria_with_data():
     for criterion, data in (("taylor", (x, y)), ("wanda", x), ("gradient_norm", (x, y))):
         _, report = prune(model, 0.5, criterion, data=data, pattern="channel", layers=["conv", "hidden"])
         assert report.reached == 0.5
+
+
+def test_a_budget_that_is_met_exactly_loses_nothing_more():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, use_bias=False)])
+    _, report = prune(model, budget=Budget(parameters=48))
+    assert report.nonzero == 48
+
+
+def test_macs_of_a_layer_with_two_kernels_are_shared_out():
+    """A separable convolution 4 -> 8 on 6 x 6: 36 * (9 * 4 + 4 * 8) multiply-accumulates for its 68 weights."""
+    x = keras.Input((6, 6, 4))
+    model = keras.Model(x, keras.layers.SeparableConv2D(8, 3, padding="same", use_bias=False)(x))
+    _, report = prune(model, budget=Budget(macs=36 * 34))
+    assert report.nonzero == 34

@@ -143,7 +143,7 @@ def test_a_folder_of_another_loop_is_refused(tmp_path):
     iterative(net(), halve, None, 1, folder=tmp_path, settings={"rate": 0.1}, progress=False)
     with pytest.raises(ValueError, match="made with something else: model was"):
         iterative(net(5), halve, None, 2, folder=tmp_path, settings={"rate": 0.1}, progress=False)
-    with pytest.raises(ValueError, match=r"settings was {'rate': 0.1}, now {'rate': 0.2}"):
+    with pytest.raises(ValueError, match=r"made with something else: rate was 0.1, now 0.2"):
         iterative(net(), halve, None, 2, folder=tmp_path, settings={"rate": 0.2}, progress=False)
     with pytest.raises(ValueError, match="rewind was None, now 'learning_rate'"):
         iterative(net(), halve, None, 2, folder=tmp_path, settings={"rate": 0.1}, rewind="learning_rate")
@@ -184,3 +184,22 @@ def test_digest_tells_values_shapes_and_places_apart():
     ]
     assert len({digest(d) for d in different}) == len(different)
     assert digest([a, b]) == digest([a.copy(), b.copy()])
+
+
+def test_a_round_is_named_only_when_its_model_is_on_disk(tmp_path, monkeypatch):
+    def fail(self, path, *args, **kwargs):
+        assert Path(path).name.startswith(".writing_")  # never the final name
+        if "check" not in str(path):
+            Path(path).write_bytes(b"half a mod")
+            raise OSError("disk full")
+        return save(self, path, *args, **kwargs)
+
+    save = keras.Model.save
+    monkeypatch.setattr(keras.Model, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        iterative(net(), halve, None, 2, folder=tmp_path, progress=False)
+    monkeypatch.undo()
+    assert list(json.loads((tmp_path / "rounds.json").read_text())["entries"]) == ["0"]
+    assert [path.name for path in tmp_path.glob(".writing_*")] == [".writing_001.keras"]
+    iterative(net(), halve, None, 2, folder=tmp_path, progress=False)
+    assert not list(tmp_path.glob(".writing_*"))

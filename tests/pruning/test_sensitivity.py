@@ -310,7 +310,7 @@ def test_the_progress_bar_counts_measurements(trained, capsys):
         ({"sparsities": (0.5, 0.5)}, "different fractions"),
         ({"sparsities": (0, 0.5)}, r"fractions in \(0, 1\)"),
         ({"pattern": "n_m"}, "reaches a sparsity of 0.5 at most; got 0.95"),
-        ({"criterion": "taylor"}, "Criterion Taylor needs data"),
+        ({"criterion": "taylor"}, "Taylor needs samples: pass `criterion_data=`"),
         ({"layers": ["c"]}, "There is no layer 'c'"),
         ({"robustness_metric": 1.5}, "must be True or a function"),
         ({"data": None, "metric": lambda m: 1.0, "robustness_metric": True}, "needs the name of a metric"),
