@@ -7,8 +7,8 @@
 LeNet-300-100, or `--net lenet-5`, or `--net resnet8 --data-dir FOLDER`: a trained ResNet8 of MLPerf Tiny on CIFAR-10
 images of the folder, 8,500 to train, 1,500 to validate, 5,000 to test, mirrored at random. Adam 1e-3 with cosine decay,
 batch 128, 15 epochs; sparsity grows by the cubic schedule from 10 % to 70 % of the updates, every 50. Of Fashion-MNIST
-55,000 images train, 5,000 validate; the 10,000 test images are read once a run. The same seed gives every method the same
-initial weights and order of batches. Every run adds a line to `quality.jsonl`; `table` prints means and standard
+55,000 images train, 5,000 validate; the 10,000 test images are read once a run. The same seed gives every method the
+same initial weights and order of batches. Every run adds a line to `quality.jsonl`; `table` prints means and standard
 deviations over seeds. tfmot runs in a process of its own: it switches TensorFlow to tf_keras.
 """
 
