@@ -1,0 +1,177 @@
+"""Which channels of a model stay or go together."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.graph.channels import (  # noqa: F401  their rules register themselves
+    handlers_merge,
+    handlers_norms,
+    handlers_ops,
+    handlers_sequences,
+    handlers_shapes,
+    handlers_weights,
+)
+from kdopt.graph.channels.handlers_sequences import unknown
+from kdopt.graph.channels.labels import Flow, Labels, Role, Slot
+from kdopt.graph.channels.rules import Call, rule_of
+from kdopt.graph.trace import graph_of, nodes_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one Variable that holds the channels of a group.
+
+    Attributes:
+        layer: Path of the layer, names from the model down joined by `/`.
+        variable: Name of the Variable.
+        axis: Integer >= 0.
+        role: `"makes"`, `"reads"` or `"follows"`; see `kdopt.graph.channels.labels.Slot`.
+        places: For each channel of the group the places on the axis that go with it.
+    """
+
+    layer: str
+    variable: str
+    axis: int
+    role: Role
+    places: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are kept in the same Variables; each of them stays or goes alone, from all members together.
+
+    Attributes:
+        channels: Integer, how many.
+        members: Where they are.
+        frozen: Why they must stay; empty for channels that may go.
+    """
+
+    channels: int
+    members: tuple[Member, ...]
+    frozen: str = ""
+
+    @property
+    def made_by(self) -> tuple[str, ...]:
+        """Paths of the layers that make these channels."""
+        return tuple(dict.fromkeys(member.layer for member in self.members if member.role == "makes"))
+
+    @property
+    def read_by(self) -> tuple[str, ...]:
+        """Paths of the layers that read these channels."""
+        return tuple(dict.fromkeys(member.layer for member in self.members if member.role == "reads"))
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """All that is known of a model's channels.
+
+    Attributes:
+        labels: Identities and the Variables that hold them.
+        outputs: For each call of each layer or operation, by its identity and in order, the tensors it makes.
+        paths: Identity of a layer -> path.
+    """
+
+    labels: Labels
+    outputs: dict[int, list[list[Flow]]] = field(default_factory=lambda: defaultdict(list))
+    paths: dict[int, str] = field(default_factory=dict)
+
+
+def channel_groups(model: keras.Model, *, allow_normalized_axes: bool = False) -> tuple[ChannelGroup, ...]:
+    """Finds which channels of which layers must stay or go together.
+
+    Runs the model on identities of channels instead of numbers: elementwise operations unite those that meet, what
+    moves values moves them, and a layer with weights says which rows and columns of its kernels belong to which.
+    Channels that reach an output of the model, are summed over, or enter a layer nobody has a rule for, are frozen.
+
+    Args:
+        model: Built Functional, Sequential or traceable subclassed model; left as it is.
+        allow_normalized_axes: Whether channels that a LayerNormalization averages over may go, although the result is
+            then another function. Defaults to `False`.
+
+    Returns: the groups in the model's order.
+    Raises: ValueError for a model that is not built, TypeError for one that cannot be traced.
+
+    Example:
+    ```
+    for group in channel_groups(model):
+        print(group.channels, group.made_by, group.read_by, group.frozen)
+    ```
+    """
+    return groups_of(trace_channels(model, allow_normalized_axes=allow_normalized_axes))
+
+
+def trace_channels(model: keras.Model, *, allow_normalized_axes: bool = False) -> ChannelGraph:
+    """Runs a model on identities of channels."""
+    found = ChannelGraph(Labels(allow_normalized_axes))
+    graph = graph_of(model)
+    flows = _inline(found, graph, [Flow.plain(tensor.shape) for tensor in graph.inputs], "")
+    for name, flow in zip(model.output_names if hasattr(model, "output_names") else [], flows, strict=False):
+        for axis in flow.labeled():
+            found.labels.freeze(flow.labels[axis], f"output {name!r} of the model")
+    for flow in flows:
+        for axis in flow.labeled():
+            found.labels.freeze(flow.labels[axis], "an output of the model")
+    return found
+
+
+def _inline(found: ChannelGraph, graph: keras.Function, inputs: list[Flow], path: str) -> list[Flow]:
+    flows: dict[int, Any] = {id(tensor): flow for tensor, flow in zip(graph.inputs, inputs, strict=True)}
+    for node in nodes_of(graph):
+        args, kwargs = node.arguments.fill_in(flows)
+        shapes = tuple(tuple(tensor.shape) for tensor in node.outputs)
+        made = _call(found, Call(node.operation, args, kwargs, shapes), path)
+        found.outputs[id(node.operation)].append(made)
+        flows.update({id(tensor): flow for tensor, flow in zip(node.outputs, made, strict=True)})
+    return [flows[id(tensor)] for tensor in graph.outputs]
+
+
+def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
+    operation = call.operation
+    name = "/".join(filter(None, (path, operation.name)))
+    for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
+        found.paths.setdefault(id(layer), name)
+    if isinstance(operation, keras.Model) and rule_of(operation) is None:
+        return _inline(found, graph_of(operation), call.flows, name)
+    rule = rule_of(operation) or unknown
+    made = rule(found.labels, operation, call)
+    return made if isinstance(made, list) else [made]
+
+
+def groups_of(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:
+    """The channels of a traced model, those with the same members in one group."""
+    slots, frozen = graph.labels.slots(), graph.labels.frozen()
+    where: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+    for index, slot in enumerate(slots):
+        roots = graph.labels.roots(slot.labels)
+        order = np.argsort(roots, kind="stable")
+        for root, places in zip(*_runs(roots[order], order), strict=True):
+            where[root].append((index, places))
+    gathered: dict[Any, list[int]] = defaultdict(list)
+    for root, held in where.items():
+        gathered[(tuple(index for index, _ in held), frozen.get(root, ""))].append(root)
+    return tuple(
+        ChannelGroup(
+            len(roots),
+            tuple(
+                _member(graph, slots[index], tuple(where[root][i][1] for root in sorted(roots)))
+                for i, index in enumerate(indices)
+            ),
+            reason,
+        )
+        for (indices, reason), roots in gathered.items()
+    )
+
+
+def _runs(values: np.ndarray, places: np.ndarray) -> tuple[list[int], list[tuple[int, ...]]]:
+    """(each value, the places where it stands) of sorted values."""
+    unique, starts = np.unique(values, return_index=True)
+    return unique.tolist(), [tuple(part.tolist()) for part in np.split(places, starts[1:])]
+
+
+def _member(graph: ChannelGraph, slot: Slot, places: tuple[tuple[int, ...], ...]) -> Member:
+    path = graph.paths.get(id(slot.layer), slot.layer.name)
+    return Member(path, slot.variable.name, slot.axis, slot.role, places)

@@ -1,0 +1,76 @@
+"""Channel rules of normalizations: those over space and batch keep channels apart, those over channels do not."""
+
+from typing import Any
+
+import keras
+
+from kdopt.graph.channels.labels import Flow, Labels
+from kdopt.graph.channels.rules import Call, channel_rule, resize_rule
+
+L = keras.layers
+
+
+@channel_rule(L.BatchNormalization)
+def batch_normalization(labels: Labels, layer: Any, call: Call) -> Flow:
+    read = call.x.labels[layer.axis]
+    variables = [layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance]
+    if getattr(layer, "renorm", False):
+        labels.freeze(read, f"{layer.name!r} uses renorm")
+    if read is not None:
+        for variable in variables:
+            labels.follows(layer, variable, 0, read)
+    return call.x
+
+
+@channel_rule(L.PReLU)
+def prelu(labels: Labels, layer: Any, call: Call) -> Flow:
+    for axis in range(1, len(call.x.shape)):
+        label = call.x.labels[axis]
+        if label is not None and layer.alpha.shape[axis - 1] == label.size and label.size > 1:
+            labels.follows(layer, layer.alpha, axis - 1, label)
+    return call.x
+
+
+@channel_rule(L.LayerNormalization, L.RMSNormalization, L.UnitNormalization)
+def over_channels(labels: Labels, layer: Any, call: Call) -> Flow:
+    """The mean of fewer channels is another mean: these must stay, unless that was asked for."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    axes = [axis % len(call.x.shape) for axis in axes]
+    for axis in axes:
+        label = call.x.labels[axis]
+        if label is None:
+            continue
+        if not labels.cut_normalized_axes:
+            labels.freeze(label, f"{layer.name!r} normalizes over it")
+        for name in ("gamma", "beta", "scale"):
+            variable = getattr(layer, name, None)
+            if isinstance(variable, keras.Variable):
+                labels.follows(layer, variable, axes.index(axis), label)
+    return call.x
+
+
+@channel_rule(L.GroupNormalization)
+def group_normalization(labels: Labels, layer: Any, call: Call) -> Flow:
+    """With one channel a group every channel is normalized alone; larger groups must stay."""
+    axis = layer.axis
+    label = call.x.labels[axis]
+    if label is None:
+        return call.x
+    if layer.groups not in (-1, label.size):
+        labels.freeze(label, f"{layer.name!r} normalizes over groups of it")
+    for variable in (layer.gamma, layer.beta):
+        labels.follows(layer, variable, 0, label)
+    return call.x
+
+
+@resize_rule(L.GroupNormalization)
+def _group_normalization(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
+    alone = layer.groups in (-1, layer.input_spec.axes[layer.axis])
+    return {"groups": outputs[0][layer.axis] if alone else layer.groups}
+
+
+@channel_rule(L.Normalization)
+def normalization(labels: Labels, layer: Any, call: Call) -> Flow:
+    for axis in call.x.labeled():
+        labels.freeze(call.x.labels[axis], f"{layer.name!r} has statistics of its own for it")
+    return call.x

@@ -1,0 +1,153 @@
+"""Channel rules of what acts on every channel alone, pools over space, or moves values around."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.graph.channels.activations import is_elementwise, why
+from kdopt.graph.channels.handlers_weights import channel_axis, freeze_others
+from kdopt.graph.channels.labels import Flow, Labels
+from kdopt.graph.channels.rules import Call, channel_rule, resize_rule
+
+L = keras.layers
+
+
+@channel_rule(
+    *(L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.GaussianDropout, L.GaussianNoise),
+    *(L.AlphaDropout, L.ActivityRegularization, L.ReLU, L.LeakyReLU, L.ELU, L.Identity),
+)
+def elementwise(labels: Labels, layer: Any, call: Call) -> Flow:
+    return call.x
+
+
+@channel_rule(L.Activation)
+def activation(labels: Labels, layer: Any, call: Call) -> Flow:
+    if not is_elementwise(layer.activation):
+        name = getattr(layer.activation, "__name__", repr(layer.activation))
+        freeze_all(labels, call, f"the activation {name} of {layer.name!r} {why(name)}")
+    return call.x.given(call.shape, dict(enumerate(call.x.labels)))
+
+
+@channel_rule(L.Softmax)
+def softmax(labels: Labels, layer: Any, call: Call) -> Flow:
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    for axis in axes:
+        labels.freeze(call.x.labels[axis], f"{layer.name!r} mixes channels")
+    return call.x
+
+
+@channel_rule(L.Rescaling)
+def rescaling(labels: Labels, layer: Any, call: Call) -> Flow:
+    if np.ndim(layer.scale) or np.ndim(layer.offset):
+        freeze_all(labels, call, f"{layer.name!r} has a number of its own for each channel")
+    return call.x
+
+
+@channel_rule(
+    *(L.MaxPooling1D, L.MaxPooling2D, L.MaxPooling3D, L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D),
+    *(L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping1D, L.Cropping2D, L.Cropping3D),
+    *(L.UpSampling1D, L.UpSampling2D, L.UpSampling3D, L.Resizing, L.CenterCrop),
+)
+def spatial(labels: Labels, layer: Any, call: Call) -> Flow:
+    axis = channel_axis(layer)
+    freeze_others(labels, layer, call.x, axis)
+    return call.x.given(call.shape, {axis: call.x.labels[axis]})
+
+
+@channel_rule(
+    *(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAveragePooling3D),
+    *(L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D),
+)
+def global_pooling(labels: Labels, layer: Any, call: Call) -> Flow:
+    axis = channel_axis(layer)
+    freeze_others(labels, layer, call.x, axis)
+    return call.x.given(call.shape, {axis if len(call.shape) > 2 else 1: call.x.labels[axis]})
+
+
+@channel_rule(L.Permute)
+def permute(labels: Labels, layer: Any, call: Call) -> Flow:
+    return transposed(call.x, (0, *layer.dims))
+
+
+@channel_rule(L.RepeatVector)
+def repeat_vector(labels: Labels, layer: Any, call: Call) -> Flow:
+    return call.x.given(call.shape, {2: call.x.labels[1]})
+
+
+@channel_rule(L.Flatten)
+def flatten(labels: Labels, layer: Any, call: Call) -> Flow:
+    if getattr(layer, "data_format", None) == "channels_first" and len(call.x.shape) > 2:
+        order = (0, *range(2, len(call.x.shape)), 1)
+        return reshaped(labels, layer, transposed(call.x, order), call.shape)
+    return reshaped(labels, layer, call.x, call.shape)
+
+
+@channel_rule(L.Reshape)
+def reshape(labels: Labels, layer: Any, call: Call) -> Flow:
+    return reshaped(labels, layer, call.x, call.shape)
+
+
+@resize_rule(L.Reshape)
+def _reshape(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
+    target = [old if old == -1 else new for old, new in zip(layer.target_shape, outputs[0][1:], strict=True)]
+    return {"target_shape": target}
+
+
+def freeze_all(labels: Labels, call: Call, reason: str) -> None:
+    """Freezes whatever has identities in what a layer is called on."""
+    for flow in call.flows:
+        for axis in flow.labeled():
+            labels.freeze(flow.labels[axis], reason)
+
+
+def transposed(flow: Flow, order: tuple[int, ...]) -> Flow:
+    """The axes of a tensor in another order."""
+    return Flow(tuple(flow.shape[axis] for axis in order), tuple(flow.labels[axis] for axis in order))
+
+
+def reshaped(labels: Labels, layer: Any, flow: Flow, shape: tuple[int | None, ...]) -> Flow:
+    """A tensor in another shape.
+
+    Along each axis with identities the place numbers are reshaped as the tensor is; they end on the last axis along
+    which they then vary, and what falls together in one place there is united, so that what goes leaves a whole box.
+    """
+    placed: dict[int, np.ndarray] = {}
+    before, after = [1, *flow.shape[1:]], [1, *shape[1:]]
+    opened = [axis for axis, size in enumerate(before) if size is None]
+    for axis in flow.labeled():
+        label = flow.labels[axis]
+        assert label is not None
+        if axis == 0 or len(opened) > 1 or after.count(None) > 1 or bool(opened) != (None in after):
+            labels.freeze(label, f"{layer.name!r} changes a shape with open sizes")
+            continue
+        sizes = [1 if size is None else size for size in before]
+        wanted = [-1 if size is None else size for size in after]
+        numbers = np.broadcast_to(_along(np.arange(label.size), axis, len(sizes)), sizes).reshape(wanted)
+        end = _last_varying(numbers)
+        if end in placed or after[end] is None:
+            labels.freeze(label, f"{layer.name!r} lays two kinds of channels, or channels and space, along one axis")
+            continue
+        columns = np.moveaxis(numbers, end, -1).reshape(-1, numbers.shape[end])
+        made = label[columns[0]]
+        labels.unite(label[columns], np.broadcast_to(made, columns.shape))
+        placed[end] = made
+    return flow.given(shape, dict(placed))
+
+
+def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    return values.reshape([-1 if other == axis else 1 for other in range(rank)])
+
+
+def _last_varying(numbers: np.ndarray) -> int:
+    for axis in reversed(range(numbers.ndim)):
+        if (numbers != np.take(numbers, [0], axis=axis)).any():
+            return axis
+    return numbers.ndim - 1
+
+
+def indexed(flow: Flow, axis: int, places: slice, shape: Any) -> Flow:
+    """A tensor of which some places along one axis are taken."""
+    label = flow.labels[axis]
+    axis %= len(flow.shape)
+    return flow.given(shape, {**dict(enumerate(flow.labels)), axis: None if label is None else label[places]})

@@ -1,0 +1,125 @@
+"""What each kind of layer does with channels: the registry of rules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kdopt.graph.channels.labels import Flow, Labels
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one layer or `keras.ops` operation.
+
+    Attributes:
+        operation: The layer or operation.
+        args, kwargs: As it was called, with a `Flow` for every tensor.
+        shapes: Of its outputs, `None` where open.
+    """
+
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: tuple[tuple[int | None, ...], ...]
+
+    @property
+    def flows(self) -> list[Flow]:
+        """All tensors it was called on, in order."""
+        return [leaf for leaf in keras.tree.flatten((self.args, self.kwargs)) if isinstance(leaf, Flow)]
+
+    @property
+    def x(self) -> Flow:
+        """The first tensor."""
+        return self.flows[0]
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Of the first output."""
+        return self.shapes[0]
+
+
+Rule = Callable[[Labels, Any, Call], Any]
+Resize = Callable[[Any, Callable[[keras.Variable], tuple[int, ...]], Any], dict[str, Any]]
+_RULES: dict[type, Rule] = {}
+_RESIZES: dict[type, Resize] = {}
+
+
+def channel_rule(*classes: type) -> Callable[[Rule], Rule]:
+    """Decorator: what calls of a layer class do with channels.
+
+    The rule is called as `rule(labels, layer, call)` and returns the `Flow` of the output (a list for several). It
+    says with `labels.makes`, `labels.reads` and `labels.follows` which axes of the layer's Variables hold channels,
+    with `labels.unite` which go together, and with `labels.freeze` which must stay. It holds for subclasses that keep
+    `call`. A layer whose size is an argument of its constructor needs a `resize_rule`, too.
+
+    Args:
+        *classes: `keras.layers.Layer` classes, or classes of `keras.ops` operations.
+
+    Example:
+    ```
+    @channel_rule(MyScale)       # one weight a channel
+    def my_scale(labels, layer, call):
+        labels.follows(layer, layer.scale, 0, call.x.at(-1))
+        return call.x
+    ```
+    """
+
+    def add(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(classes, rule))
+        return rule
+
+    return add
+
+
+def resize_rule(*classes: type) -> Callable[[Resize], Resize]:
+    """Decorator: the constructor's arguments of a smaller layer.
+
+    Called as `rule(layer, size, outputs)`: `size(variable)` is the new shape of one of its Variables, `outputs` a list
+    of the new shapes of its outputs; returns the entries of `get_config()` that change.
+
+    Example:
+    ```
+    @resize_rule(keras.layers.Dense)
+    def dense(layer, size, outputs):
+        return {"units": size(layer.kernel)[-1]}
+    ```
+    """
+
+    def add(rule: Resize) -> Resize:
+        _RESIZES.update(dict.fromkeys(classes, rule))
+        return rule
+
+    return add
+
+
+def rule_of(operation: Any) -> Rule | None:
+    """The rule for an operation; one of a base class only if `call` is inherited."""
+    return _RULES.get(_known(operation, _RULES))  # type: ignore[arg-type]
+
+
+def resize_of(operation: Any) -> Resize | None:
+    """The resize rule for an operation."""
+    return _RESIZES.get(_known(operation, _RESIZES))  # type: ignore[arg-type]
+
+
+def _known(operation: Any, rules: dict[type, Any]) -> type | None:
+    kind: Any = type(operation)
+    for cls in kind.__mro__:
+        if cls in rules and (cls is kind or getattr(cls, "call", None) is getattr(kind, "call", None)):
+            return cls
+    return None
+
+
+def renewed(operation: Any, size: Callable[[keras.Variable], tuple[int, ...]], outputs: Any) -> Any:
+    """A new layer or operation like `operation`, of the new size.
+
+    Args:
+        operation: The layer or operation.
+        size: Variable -> its new shape.
+        outputs: New shapes of its outputs.
+    """
+    rule = resize_of(operation)
+    config = operation.get_config()
+    return type(operation).from_config({**config, **(rule(operation, size, outputs) if rule else {})})

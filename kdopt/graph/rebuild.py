@@ -1,0 +1,125 @@
+"""A model made again with fewer channels: new layers of the new sizes, weights cut to fit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.saving.serialization_lib import SafeModeScope
+
+from kdopt.graph.channels.groups import ChannelGraph
+from kdopt.graph.channels.rules import renewed
+from kdopt.graph.trace import graph_of, is_graph, nodes_of
+
+
+def without(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
+    """A new model without some channels.
+
+    Layer names, trainable flags, dtype policies and the nesting of Functional and Sequential models stay; a subclassed
+    model comes out as a Functional one. Compiled as the model is, with a new optimizer.
+
+    Args:
+        model: The model that was traced; left as it is.
+        graph: What `trace_channels` found in it.
+        removed: Integer array, the identities that go, all of their united sets.
+    """
+    cut = _Cut(graph, removed)
+    with SafeModeScope(False):  # it is the user's own model, not a file
+        made = cut.model(model)
+    cut.move_weights()
+    config = model.get_compile_config() if model.compiled else None
+    if config:
+        made.compile_from_config(config)
+    return made
+
+
+class _Cut:
+    def __init__(self, graph: ChannelGraph, removed: np.ndarray) -> None:
+        self._graph = graph
+        self._removed = np.unique(graph.labels.roots(np.asarray(removed, np.int64))) if len(removed) else removed
+        self._kept: dict[int, dict[int, np.ndarray]] = {}
+        for slot in graph.labels.slots():
+            self._kept.setdefault(id(slot.variable), {})[slot.axis] = np.flatnonzero(self._stays(slot.labels))
+        self._made: dict[int, Any] = {}
+        self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+
+    def model(self, model: keras.Model, given: list[Any] | None = None) -> keras.Model:
+        """A new model; `given` are the tensors a nested one is called on, which may have become narrower."""
+        graph = graph_of(model)
+        shapes = [t.shape for t in graph.inputs] if given is None else [t.shape for t in given]
+        placed = [
+            keras.Input(batch_shape=(t.shape[0], *shape[1:]), dtype=t.dtype, name=_name_of(t))
+            for t, shape in zip(graph.inputs, shapes, strict=True)
+        ]
+        inputs = keras.tree.pack_sequence_as(graph._inputs_struct, placed)
+        if isinstance(model, keras.Sequential):
+            made = keras.Sequential([placed[0], *(self._operation(layer) for layer in model.layers)], name=model.name)
+        else:
+            outputs = self._run(graph, placed)
+            kind: Callable[..., keras.Model] = type(model) if is_graph(model) else keras.Model
+            made = kind(inputs, keras.tree.pack_sequence_as(graph._outputs_struct, outputs), name=model.name)
+        self._pairs.append((model, made))
+        return made
+
+    def move_weights(self) -> None:
+        """Weights, cut, from the old layers into the new ones; then what training may change."""
+        for old, new in self._pairs:
+            if isinstance(old, keras.Model):
+                continue
+            for source, target in zip(old.weights, new.weights, strict=True):
+                target.assign(self._cut_value(source))
+        for old, new in self._pairs:
+            for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
+                if one.trainable != other.trainable:
+                    other.trainable = one.trainable
+
+    def size(self, variable: keras.Variable) -> tuple[int, ...]:
+        """The new shape of a Variable."""
+        kept = self._kept.get(id(variable), {})
+        return tuple(kept[axis].size if axis in kept else size for axis, size in enumerate(variable.shape))
+
+    def _run(self, graph: keras.Function, inputs: list[Any]) -> list[Any]:
+        tensors = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
+        for node in nodes_of(graph):
+            args, kwargs = node.arguments.fill_in(tensors)
+            outputs = self._operation(node.operation, args, kwargs)(*args, **kwargs)
+            tensors.update({id(old): new for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True)})
+        return [tensors[id(tensor)] for tensor in graph.outputs]
+
+    def _operation(self, operation: Any, *arguments: Any) -> Any:
+        if id(operation) not in self._made:
+            self._made[id(operation)] = self._new(operation, arguments)
+        return self._made[id(operation)]
+
+    def _new(self, operation: Any, arguments: Any) -> Any:
+        if isinstance(operation, keras.Model):
+            given = [leaf for leaf in keras.tree.flatten(arguments) if isinstance(leaf, keras.KerasTensor)]
+            return self.model(operation, given)
+        calls = self._graph.outputs.get(id(operation))
+        outputs = [self._new_shape(flow) for flow in calls[0]] if calls else []
+        made = renewed(operation, self.size, outputs)
+        if isinstance(operation, keras.layers.Layer):
+            self._pairs.append((operation, made))
+        return made
+
+    def _new_shape(self, flow: Any) -> tuple[int | None, ...]:
+        return tuple(
+            size if label is None else int(np.count_nonzero(self._stays(label)))
+            for size, label in zip(flow.shape, flow.labels, strict=True)
+        )
+
+    def _stays(self, labels: np.ndarray) -> np.ndarray:
+        return ~np.isin(self._graph.labels.roots(labels), self._removed)
+
+    def _cut_value(self, variable: keras.Variable) -> np.ndarray:
+        value = keras.ops.convert_to_numpy(variable)
+        for axis, places in self._kept.get(id(variable), {}).items():
+            value = np.take(value, places, axis=axis)
+        return value
+
+
+def _name_of(tensor: Any) -> str:
+    """The name of the input layer behind a tensor; a traced model has none."""
+    history = getattr(tensor, "_keras_history", None)
+    operation = getattr(history, "operation", None)
+    return tensor.name if operation is None else operation.name

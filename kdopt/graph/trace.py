@@ -1,0 +1,77 @@
+"""The graph of a model: Functional, Sequential, or subclassed with a `call` that can be traced symbolically."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional
+
+
+def graph_of(model: keras.Model) -> keras.Function:
+    """The graph of calls behind a model.
+
+    Args:
+        model: Built Functional, Sequential or subclassed model.
+
+    Returns: a `keras.Function`; that of a subclassed model is traced anew from the shapes it was built with.
+    Raises: ValueError for a model that is not built, TypeError for one whose `call` cannot be traced.
+    """
+    if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
+        if model._functional is None:
+            raise ValueError(
+                f"The Sequential model {model.name!r} is not built: start it with `keras.Input(shape)`, or call "
+                "`model.build((None, ...))` first."
+            )
+        return model._functional
+    if is_graph(model):
+        return model
+    return _traced(model)
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model's calls are recorded: it need not be traced."""
+    if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
+        return model._functional is not None
+    return isinstance(model, Functional) and type(model).call is Functional.call
+
+
+def nodes_of(graph: keras.Function) -> Iterator[Any]:
+    """The recorded calls of a graph in an order in which they can run; without its inputs."""
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
+
+
+def _traced(model: keras.Model) -> keras.Function:
+    if not model.built:
+        raise ValueError(f"{model.name!r} has no weights yet: call it on data once, or `build(input_shape)` it.")
+    inputs = _inputs(model)
+    ends = [ends for layer in model._flatten_layers() for ends in (layer._inbound_nodes, layer._outbound_nodes)]
+    lengths = [len(nodes) for nodes in ends]
+    try:
+        outputs = model.call(*inputs)
+        return keras.Function(list(inputs) if len(inputs) > 1 else inputs[0], outputs)
+    except Exception as error:  # whatever a foreign `call` does with a tensor that has no value
+        raise TypeError(
+            f"The `call` of {model.name!r} ({type(model).__name__}) cannot be traced ({type(error).__name__}: "
+            f"{error}). Way out: write it with the functional API, `keras.Model(inputs, outputs)`; parts with their "
+            "own `call` may stay as layers in it."
+        ) from error
+    finally:
+        for nodes, length in zip(ends, lengths, strict=True):
+            del nodes[length:]
+
+
+def _inputs(model: keras.Model) -> list[Any]:
+    """Symbolic inputs of the shapes a subclassed model was built with."""
+    config = model.get_build_config() or {}
+    shapes = list((config.get("shapes_dict") or {"input_shape": config.get("input_shape")}).values())
+    if not shapes or any(shape is None for shape in shapes):
+        raise TypeError(
+            f"The input shapes of {model.name!r} ({type(model).__name__}) are not known: call it on a batch of data "
+            "first."
+        )
+    made: list[Any] = [
+        keras.tree.map_shape_structure(lambda shape: keras.KerasTensor((None, *shape[1:]), "float32"), shape)
+        for shape in shapes
+    ]
+    return made
