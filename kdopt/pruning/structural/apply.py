@@ -1,0 +1,140 @@
+"""A plan carried out: a new model, proven to be the old one without the channels."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.core.copying import copy_model
+from kdopt.core.notices import warn_user
+from kdopt.graph.channels.groups import ChannelGraph, trace_channels
+from kdopt.graph.rebuild import without
+from kdopt.graph.trace import graph_of, is_graph
+from kdopt.pruning.structural.plan import plan_channels
+from kdopt.pruning.structural.record import ChannelPlan
+
+_TOLERANCE = 1e-4
+_OPEN_SIZE = 64
+
+
+def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> keras.Model:
+    """Makes the smaller model of a plan.
+
+    Plain Keras: it saves, loads, trains, distills, quantizes and exports like any other. Layer names, trainable flags,
+    dtype policies and input and output names stay; compiled as `model` is, with a new optimizer.
+
+    Args:
+        model: The model the plan was made for (its weights may have changed since); left as it is.
+        plan: Of `plan_channels`.
+        check: Whether to compare it, on random inputs, with `model` in which the kernels that read the removed channels
+            have zeros there. Defaults to `True`; costs one more copy of the model and two forward passes.
+
+    Returns: new `keras.Model`.
+    Raises: ValueError for a plan of another model; RuntimeError if the comparison fails, which is a defect of a channel
+        rule.
+
+    Example:
+    ```
+    small = apply_plan(model, plan_channels(model, macs=0.5))
+    ```
+    """
+    plan.check(model)
+    graph = trace_channels(model, allow_normalized_axes=plan.normalized)
+    removed = _identities(model, plan, graph)
+    small = without(model, graph, removed)
+    if check:
+        _compare(model, small, graph, removed, plan.normalized)
+    return small
+
+
+def prune_channels(model: keras.Model, **arguments: Any) -> tuple[keras.Model, ChannelPlan]:
+    """`plan_channels` and `apply_plan` in one.
+
+    Args:
+        model: Built `keras.Model`; left as it is.
+        **arguments: Those of `plan_channels`, and `check` of `apply_plan`.
+
+    Returns: (smaller model, plan).
+
+    Example:
+    ```
+    small, plan = prune_channels(model, macs=0.5, criterion="l2", round_to=8)
+    ```
+    """
+    check = arguments.pop("check", True)
+    plan = plan_channels(model, **arguments)
+    return apply_plan(model, plan, check), plan
+
+
+def _identities(model: keras.Model, plan: ChannelPlan, graph: ChannelGraph) -> np.ndarray:
+    """What the plan removes, as identities of this trace."""
+    slots = {(id(slot.variable), slot.axis): slot for slot in graph.labels.slots()}
+    removed: set[int] = set()
+    for index, axis, places in plan.removed:
+        slot = slots.get((id(model.weights[index]), axis))
+        if slot is None or slot.role != "makes":
+            raise ValueError(
+                f"The plan removes channels along axis {axis} of {model.weights[index].path!r}, which makes none."
+            )
+        removed.update(graph.labels.roots(slot.labels)[list(places)].tolist())
+    stays = sorted({reason for root, reason in graph.labels.frozen().items() if root in removed})
+    if stays:
+        raise ValueError(f"The plan removes channels of {model.name!r} that must stay: {'; '.join(stays[:3])}.")
+    return np.array(sorted(removed), int)
+
+
+def _compare(
+    model: keras.Model, small: keras.Model, graph: ChannelGraph, removed: np.ndarray, normalized: bool
+) -> None:
+    inputs = _random_inputs(model)
+    if inputs is None:
+        warn_user("apply_plan: the smaller model was not compared; inputs for this model are not known.")
+        return
+    found = _difference(_zeroed(model, graph, removed), small, inputs)
+    if normalized:
+        warn_user(
+            f"apply_plan: with normalized channels gone, outputs differ by {found:.2g} of the largest: train it on."
+        )
+    elif found > _TOLERANCE:
+        raise RuntimeError(
+            f"The smaller model differs from {model.name!r} without these channels by {found:.2g} of the largest "
+            "output. A channel rule of one of its layers is wrong: report it, and leave layers out with `exclude`."
+        )
+
+
+def _zeroed(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
+    """The old model, in which nobody reads the removed channels."""
+    copied = copy_model(model) if is_graph(model) else without(model, graph, np.empty(0, int))
+    places = {id(weight): i for i, weight in enumerate(model.weights)}
+    for slot in graph.labels.slots():
+        gone = np.isin(graph.labels.roots(slot.labels), removed)
+        if slot.role == "reads" and gone.any():
+            target = copied.weights[places[id(slot.variable)]]
+            shape = [gone.size if axis == slot.axis else 1 for axis in range(len(target.shape))]
+            target.assign(keras.ops.where(gone.reshape(shape), keras.ops.zeros_like(target), target))
+    return copied
+
+
+def _random_inputs(model: keras.Model) -> Any:
+    random = np.random.default_rng(0)
+    words = [layer.input_dim for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
+
+    def draw(tensor: Any) -> np.ndarray:
+        shape = (2, *(_OPEN_SIZE if size is None else size for size in tensor.shape[1:]))
+        if "float" not in str(tensor.dtype):
+            return random.integers(0, min(words, default=2), shape).astype(str(tensor.dtype))
+        return random.normal(size=shape).astype("float32")
+
+    try:
+        return keras.tree.map_structure(draw, graph_of(model)._inputs_struct)
+    except (TypeError, ValueError):  # strings
+        return None
+
+
+def _difference(one: keras.Model, other: keras.Model, inputs: Any) -> float:
+    """Largest difference of all outputs, as a fraction of the largest value."""
+    worst = 0.0
+    for a, b in zip(keras.tree.flatten(one(inputs)), keras.tree.flatten(other(inputs)), strict=True):
+        expected, got = (np.asarray(keras.ops.convert_to_numpy(t), "float64") for t in (a, b))
+        worst = max(worst, float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-12)))
+    return worst

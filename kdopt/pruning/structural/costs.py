@@ -1,0 +1,78 @@
+"""What a model costs with some channels gone, without building it."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.core import measure
+from kdopt.graph.channels.groups import ChannelGraph
+
+
+class Costs:
+    """Parameters, bytes and multiply-accumulates of a model with a set of channels gone.
+
+    Parameters and bytes are exact. The multiply-accumulates of a layer are in proportion to its kernels, which is exact
+    for dense layers and convolutions, and close for attention.
+
+    Args:
+        model: The model that was traced.
+        graph: What was found.
+        input_shape: As `measure.macs` takes it.
+    """
+
+    def __init__(self, model: keras.Model, graph: ChannelGraph, input_shape: Any = None) -> None:
+        self._model, self._graph, self._input_shape = model, graph, input_shape
+        self._variables = list({id(w): w for w in model.weights}.values())
+        self._slots: dict[int, list[Any]] = {}
+        for slot in graph.labels.slots():
+            self._slots.setdefault(id(slot.variable), []).append((slot.axis, graph.labels.roots(slot.labels)))
+        self._layers: list[tuple[int, list[keras.Variable]]] | None = None
+
+    def parameters(self, removed: np.ndarray) -> int:
+        """Weights that are left."""
+        return sum(self._size(variable, removed) for variable in self._variables)
+
+    def size_bytes(self, removed: np.ndarray) -> int:
+        """Their bytes, each in its own dtype."""
+        return sum(
+            self._size(variable, removed) * keras.ops.convert_to_numpy(variable).dtype.itemsize
+            for variable in self._variables
+        )
+
+    def macs(self, removed: np.ndarray) -> int:
+        """Multiply-accumulates of one sample that are left.
+
+        Raises: ValueError where they are not known.
+        """
+        if self._layers is None:
+            self._layers = self._by_layer()
+        total = 0.0
+        for macs, kernels in self._layers:
+            before = sum(int(np.prod(kernel.shape)) for kernel in kernels)
+            after = sum(self._size(kernel, removed) for kernel in kernels)
+            total += macs * (after / before if before else 1.0)
+        return round(total)
+
+    def _by_layer(self) -> list[tuple[int, list[keras.Variable]]]:
+        total, found = measure.macs(self._model, self._input_shape), []
+        by_path = {record.path: record for record in measure.by_layer(self._model, self._input_shape)}
+        kernels: dict[str, list[keras.Variable]] = {}
+        for slot in self._graph.labels.slots():
+            if len(slot.variable.shape) < 2:
+                continue
+            path = self._graph.paths.get(id(slot.layer), slot.layer.name)
+            own = kernels.setdefault(path, [])
+            if not any(variable is slot.variable for variable in own):
+                own.append(slot.variable)
+        for path, own in kernels.items():
+            if path in by_path and by_path[path].macs:
+                found.append((int(by_path[path].macs or 0), own))
+        rest = total - sum(macs for macs, _ in found)
+        return [*found, (rest, [])]
+
+    def _size(self, variable: keras.Variable, removed: np.ndarray) -> int:
+        size = int(np.prod(variable.shape))
+        for axis, roots in self._slots.get(id(variable), []):
+            size = size // variable.shape[axis] * int(np.count_nonzero(~np.isin(roots, removed)))
+        return size

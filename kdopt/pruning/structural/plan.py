@@ -1,0 +1,246 @@
+"""Which channels go, so that a target is met with the least loss."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.core.kernels import find_kernels, select
+from kdopt.core.validation import check_integer, check_one_of
+from kdopt.criteria.base import Criterion
+from kdopt.graph.channels.groups import ChannelGraph, trace_channels
+from kdopt.graph.rebuild import without
+from kdopt.pruning.structural.costs import Costs
+from kdopt.pruning.structural.record import ChannelPlan, LayerWidth, ReachedError
+from kdopt.pruning.structural.units import Unit, units_of
+
+TARGETS = ("channels", "parameters", "macs", "size_bytes", "latency")
+
+
+def plan_channels(
+    model: keras.Model,
+    *,
+    channels: float | None = None,
+    parameters: float | None = None,
+    macs: float | None = None,
+    size_bytes: float | None = None,
+    latency: float | None = None,
+    latency_of: Callable[[keras.Model], float] | None = None,
+    criterion: str | Criterion = "l1",
+    scope: str = "global",
+    minimum: int = 1,
+    round_to: int = 1,
+    layers: Any = None,
+    exclude: Sequence[Any] | None = None,
+    normalize: bool | None = None,
+    data: Any = None,
+    allow_normalized_axes: bool = False,
+    input_shape: Any = None,
+) -> ChannelPlan:
+    """Chooses channels to remove until a model costs no more than a target.
+
+    Channels that the graph couples (through residuals, gates, depthwise layers, heads) go together; each of these units
+    has one score, and the lowest go first:
+
+        score(u) = mean over the kernels that make u of criterion(its slice), over the mean of its group
+
+    Give one target: what may be left, as a fraction of the model's own in (0, 1), or as a number of 1 or more.
+
+    Args:
+        model: Built Functional, Sequential or traceable subclassed `keras.Model`; left as it is.
+        channels: Of those that may go.
+        parameters: Weights.
+        macs: Multiply-accumulates of one sample.
+        size_bytes: Bytes of the weights.
+        latency: As `latency_of` measures it. Costs a model and a measurement for each of about ten steps.
+        latency_of: Function model -> float, e.g. milliseconds.
+        criterion: Name in `kdopt.criteria.CRITERIA`, a `Criterion`, or `"mask"`: exactly the channels that are zero
+            already (kernel, bias, gamma and beta), without a target.
+        scope: `"global"` (default): the lowest scores of the whole model go; `"layer"`: every group of coupled channels
+            loses the same share.
+        minimum: Integer >= 1, channels that stay of each group. Defaults to `1`.
+        round_to: Integer >= 1: what stays of a group is a multiple of it, or all. 8 suits Arm, 16 or 32 AVX-512.
+        layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all.
+        exclude: List of layers, names, classes, regular expressions: whose channels stay.
+        normalize: Whether scores are divided by their group's mean. `None`: for criteria of the weights alone.
+        data: For a criterion that needs gradients or samples.
+        allow_normalized_axes: Whether channels that a LayerNormalization averages over may go; the smaller model then
+            is another function, not the old one without them.
+        input_shape: For `macs` of a model with an open input shape.
+
+    Returns: `ChannelPlan`; `print(plan.summary())` shows it.
+    Raises: `ReachedError` (a ValueError) for a target that cannot be met; ValueError, TypeError for other arguments
+        that cannot be used, a model that cannot be traced, NaN weights, and if no channel may go.
+
+    Example:
+    ```
+    plan = plan_channels(model, macs=0.5)
+    print(plan.summary())
+    small = apply_plan(model, plan)
+    ```
+
+    Reference: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; for coupled channels: Fang et al.,
+        "DepGraph: Towards Any Structural Pruning", CVPR 2023.
+    """
+    check_one_of("scope", scope, ("global", "layer"))
+    for name, value in (("minimum", minimum), ("round_to", round_to)):
+        check_integer(name, value)
+    given = dict(zip(TARGETS, (channels, parameters, macs, size_bytes, latency), strict=True))
+    target = _checked_target(given, criterion, latency_of)
+    _refuse_wrapped(model)
+    graph = trace_channels(model, allow_normalized_axes=allow_normalized_axes)
+    units = units_of(
+        model, graph, criterion, layers=_without_excluded(model, layers, exclude), normalize=normalize, data=data
+    )
+    ranking = Ranking(units, scope, minimum, round_to)
+    costs = Costs(model, graph, input_shape)
+    if target is None:
+        removed = ranking.dead()
+    else:
+        removed = _search(ranking, _cost_of(target[0], model, graph, costs, ranking, latency_of), *target, graph)
+    return _plan(model, graph, removed, costs, allow_normalized_axes)
+
+
+class Ranking:
+    """Units in the order in which they go, under what must stay of each group.
+
+    Args:
+        units: Of the model.
+        scope, minimum, round_to: As in `plan_channels`.
+    """
+
+    def __init__(self, units: list[Unit], scope: str, minimum: int, round_to: int) -> None:
+        self._scope, self._minimum, self._round_to = scope, minimum, round_to
+        self._order = sorted(units, key=lambda unit: (unit.score, unit.root))
+        self._groups: dict[int, list[Unit]] = defaultdict(list)
+        for unit in self._order:
+            self._groups[unit.group].append(unit)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def removed(self, count: int) -> np.ndarray:
+        """Identities that go when about `count` units do; more never means fewer of any group."""
+        wanted: dict[int, float] = defaultdict(float)
+        if self._scope == "global":
+            for unit in self._order[:count]:
+                wanted[unit.group] += 1
+        else:
+            wanted.update({g: count / len(self._order) * len(own) for g, own in self._groups.items()})
+        gone: list[int] = []
+        for group, own in self._groups.items():
+            gone += [unit.root for unit in own[: len(own) - self._kept(len(own), len(own) - round(wanted[group]))]]
+        return np.array(sorted(gone), int)
+
+    def dead(self) -> np.ndarray:
+        """Identities with a score of 0, but for what must stay."""
+        gone = []
+        for own in self._groups.values():
+            zero = [unit.root for unit in own if unit.score == 0]
+            gone += zero[: len(own) - self._kept(len(own), len(own) - len(zero))]
+        return np.array(sorted(gone), int)
+
+    def _kept(self, size: int, wanted: int) -> int:
+        kept = max(wanted, min(self._minimum, size))
+        return min(size, -(-kept // self._round_to) * self._round_to)
+
+
+def _checked_target(given: dict[str, float | None], criterion: Any, latency_of: Any) -> tuple[str, float] | None:
+    named = {name: value for name, value in given.items() if value is not None}
+    if criterion == "mask":
+        if named:
+            raise ValueError(
+                f"criterion='mask' takes the channels that are zero already, so a target has no meaning; got {named}."
+            )
+        return None
+    if len(named) != 1:
+        raise ValueError(f"Give one target of {', '.join(TARGETS)}, e.g. macs=0.5; got {named or 'none'}.")
+    name, value = next(iter(named.items()))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
+        raise ValueError(f"`{name}` must be a fraction in (0, 1), or a number of 1 or more; got {value!r}.")
+    if (name == "latency") != (latency_of is not None):
+        raise ValueError("`latency` and `latency_of` (a function model -> milliseconds) go together.")
+    return name, float(value)
+
+
+def _cost_of(
+    name: str,
+    model: keras.Model,
+    graph: ChannelGraph,
+    costs: Costs,
+    ranking: Ranking,
+    latency_of: Callable[[keras.Model], float] | None,
+) -> Callable[[np.ndarray], float]:
+    if name == "channels":
+        return lambda removed: len(ranking) - len(removed)
+    if name == "latency":
+        assert latency_of is not None
+        return lambda removed: float(latency_of(without(model, graph, removed)))
+    return getattr(costs, name)
+
+
+def _search(
+    ranking: Ranking, cost: Callable[[np.ndarray], float], name: str, target: float, graph: ChannelGraph
+) -> np.ndarray:
+    """The fewest channels whose absence meets the target, by halving."""
+    whole = cost(np.empty(0, int))
+    limit = target * whole if target < 1 else target
+    low, high = 0, len(ranking)
+    if whole <= limit:
+        return np.empty(0, int)
+    least = cost(ranking.removed(high))
+    if least > limit:
+        frozen = sorted(set(graph.labels.frozen().values()))
+        raise ReachedError(
+            f"{name}={target:g} ({limit:,.0f} of {whole:,.0f}) cannot be reached: with all channels gone that may go, "
+            f"{least:,.0f} are left ({least / whole:.3f}). What stays: {'; '.join(frozen[:4])}. Use a larger target, "
+            "a smaller `minimum` or `round_to`, or fewer exclusions."
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(ranking.removed(middle)) <= limit else (middle, high)
+    return ranking.removed(high)
+
+
+def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: Costs, normalized: bool) -> ChannelPlan:
+    places = {id(weight): i for i, weight in enumerate(model.weights)}
+    frozen = graph.labels.frozen()
+    entries, layers = [], []
+    for slot in graph.labels.slots():
+        if slot.role != "makes":
+            continue
+        roots = graph.labels.roots(slot.labels)
+        gone = np.flatnonzero(np.isin(roots, removed))
+        if gone.size:
+            entries.append((places[id(slot.variable)], slot.axis, tuple(gone.tolist())))
+        reason = next((frozen[root] for root in roots.tolist() if root in frozen), "")
+        name = graph.paths.get(id(slot.layer), slot.layer.name)
+        layers.append(LayerWidth(name, roots.size, roots.size - gone.size, reason))
+    nothing = np.empty(0, int)
+    try:
+        macs = (costs.macs(nothing), costs.macs(removed))
+    except ValueError:  # a layer whose multiply-accumulates nobody knows, or an open input shape
+        macs = None
+    shapes = tuple(tuple(weight.shape) for weight in model.weights)
+    counts = (costs.parameters(nothing), costs.parameters(removed))
+    return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized)
+
+
+def _without_excluded(model: keras.Model, layers: Any, exclude: Sequence[Any] | None) -> Any:
+    if exclude is None:
+        return layers
+    found, skipped = find_kernels(model)
+    stay = {id(view.variable) for view in select(found, list(exclude), skipped)}
+    chosen = {id(view.variable) for view in select(found, layers, skipped)} - stay
+    return lambda view: id(view.variable) in chosen
+
+
+def _refuse_wrapped(model: keras.Model) -> None:
+    wrapped = [layer.name for layer in model._flatten_layers() if hasattr(layer, "to_plain")]
+    if wrapped:
+        raise ValueError(
+            f"{model.name!r} has layers with a wrapper for training ({', '.join(map(repr, wrapped[:3]))}): take them "
+            "off first, with `kdopt.pruning.strip` or `kdopt.regularizers.strip_regularizers`."
+        )

@@ -1,0 +1,104 @@
+"""What a structural pruning is going to do, as plain data."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+
+from kdopt.core.files import write_atomic
+
+
+class ReachedError(ValueError):
+    """A target that cannot be reached; the message says how far one can go, and what holds it."""
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """The channels that one layer makes.
+
+    Attributes:
+        layer: Path, names from the model down joined by `/`.
+        before, after: Integers, how many channels.
+        frozen: Why (some of) them must stay; empty if all could go.
+    """
+
+    layer: str
+    before: int
+    after: int
+    frozen: str = ""
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """Which channels go, from which Variables; made by `plan_channels`, carried out by `apply_plan`.
+
+    Attributes:
+        removed: (number of the weight in `model.weights`, axis, places) of every axis that makes channels.
+        shapes: Of `model.weights`, to know the model by.
+        layers: One `LayerWidth` a layer that makes channels, in the model's order.
+        parameters, macs: (before, after); MACs are `None` where they are not known.
+        normalized: Whether channels that a LayerNormalization averages over may go.
+    """
+
+    removed: tuple[tuple[int, int, tuple[int, ...]], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    layers: tuple[LayerWidth, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int] | None
+    normalized: bool = False
+
+    def check(self, model: keras.Model) -> None:
+        """Refuses a model that the plan was not made for.
+
+        Raises: ValueError.
+        """
+        shapes = tuple(tuple(weight.shape) for weight in model.weights)
+        if shapes != self.shapes:
+            first = next(
+                (i for i, pair in enumerate(zip(shapes, self.shapes, strict=False)) if pair[0] != pair[1]), None
+            )
+            where = (
+                f"{len(self.shapes)} weights, it has {len(shapes)}"
+                if first is None
+                else (f"{self.shapes[first]} as weight {first}, it has {shapes[first]} ({model.weights[first].path})")
+            )
+            raise ValueError(f"The plan was made for another model than {model.name!r}: it wants {where}.")
+
+    def summary(self) -> str:
+        """A table: layer, channels before and after, why frozen; then parameters and multiply-accumulates."""
+        width = max(len(layer.layer) for layer in self.layers)
+        lines = [f"{'layer':{width}}  channels          "]
+        for layer in self.layers:
+            after = f"-> {layer.after:>5}" if layer.after != layer.before else " " * 8
+            lines.append(f"{layer.layer:{width}}  {layer.before:>5} {after}  {layer.frozen}".rstrip())
+        lines.append(_ratio("parameters", self.parameters))
+        if self.macs is not None:
+            lines.append(_ratio("multiply-accumulates", self.macs))
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the plan as JSON, whole or not at all."""
+        return write_atomic(path, json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ChannelPlan":
+        """Reads what `save` wrote.
+
+        Raises: ValueError if it is something else.
+        """
+        try:
+            stored = json.loads(Path(path).read_bytes())
+            removed = tuple((i, axis, tuple(places)) for i, axis, places in stored.pop("removed"))
+            shapes = tuple(map(tuple, stored.pop("shapes")))
+            layers = tuple(LayerWidth(**layer) for layer in stored.pop("layers"))
+            pairs = {name: None if stored[name] is None else tuple(stored[name]) for name in ("parameters", "macs")}
+            return cls(removed, shapes, layers, normalized=stored["normalized"], **pairs)  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{str(path)!r} is no plan of this version of kdopt: {error!r}") from error
+
+
+def _ratio(what: str, pair: tuple[int, int]) -> str:
+    before, after = pair
+    return f"{what}: {before:,} -> {after:,} ({before / max(after, 1):.2f}x fewer)"
