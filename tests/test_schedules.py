@@ -266,5 +266,5 @@ def test_plot_refuses():
         plot(Constant(0.5), labels="ab")
     with pytest.raises(ValueError, match="has more than 100000 updates: pass `steps`"):
         plot(Endless(0.5))
-    with pytest.raises(ValueError, match="give the times in optimizer updates"):
+    with pytest.raises(ValueError, match="give the times in updates"):
         plot(OneShot(0.5, Epochs(2)))

@@ -74,9 +74,9 @@ def reestimate_batch_norm(
 
     Args:
         model: Built `keras.Model`: Functional, Sequential, subclassed, nested; of a `Distiller`, its student.
-        data: Array of inputs or dict of them by input name, split into batches; or a `tf.data.Dataset`, `PyDataset` or
-            another iterable of batches, where a tuple is read as `(inputs, targets, ...)`. Preprocessed as in
-            training.
+        data: Array of inputs, or `(x, y)`, or dict of them by input name, split into batches; or a `tf.data.Dataset`,
+            `PyDataset` or another iterable of batches, where a tuple is read as `(inputs, targets, ...)`. Preprocessed
+            as in training.
         batches: Integer >= 1, the most batches to use. Defaults to `None`: all there are.
         batch_size: Integer >= 1, samples of a batch where `data` is arrays. Defaults to `128`.
 
@@ -98,6 +98,8 @@ def reestimate_batch_norm(
     if batches is not None:
         check_integer("batches", batches)
     check_integer("batch_size", batch_size)
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3) and all(isinstance(part, np.ndarray) for part in data):
+        data = data[0]  # (x, y)
     norms = [_Norm(path, layer) for path, layer in _batch_norms(model)]
     try:
         for norm in norms:

@@ -65,10 +65,14 @@ class Allocation(ABC):
             given = getattr(self, what, None)
             unknown = sorted(set(given) - known) if isinstance(given, Mapping) else []
             if unknown:
+                argument = "allocation" if what == "sparsities" else what
                 raise ValueError(
-                    f"`{what}` names {', '.join(map(repr, unknown))}, which is not pruned here. Kernels: "
+                    f"`{argument}` names {', '.join(map(repr, unknown))}, which is not pruned here. Kernels: "
                     f"{', '.join(sorted(known))}."
                 )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""

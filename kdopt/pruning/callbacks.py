@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kdopt.core.notices import warn_user
 from kdopt.core.validation import check_one_of
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.pruning.allocation import Allocation, PerLayer, Threshold, allocation_of
@@ -12,6 +13,7 @@ from kdopt.pruning.run import sparsity
 from kdopt.pruning.selection import Selection
 from kdopt.schedules.base import Schedule
 
+_FEW = 4
 _SCOPES = {"layer": "uniform", "global": "global"}
 
 
@@ -30,7 +32,8 @@ class GradualPruning(MaskCallback):
     Each `fit` starts the schedule anew; to fine-tune with the zeros kept, use `Constant`. With
     `steps_per_execution=k` the masks change at the first boundary at or after their step. Cost: one
     multiplication per kernel and step, and a selection on the host at each update. A weight whose mask comes
-    back (a cyclic schedule, scores that change) starts at zero, without its old momentum. Gradients of masked
+    back (a cyclic schedule, scores that change) starts at zero, without its old momentum; with criteria that look at
+    data, what is out stays the first to go. Gradients of masked
     weights are computed like all others, so they count in `clipnorm` and `global_clipnorm`.
 
     With `splicing=True` masked weights go on learning behind their zeros, from the gradients at the masked weights,
@@ -70,6 +73,11 @@ class GradualPruning(MaskCallback):
             those of the training when `data` is `None` (default): summed inside the compiled step since
             the last update of the masks, at the cost of one accumulator a kernel.
         splicing: Bool. Whether masked weights go on learning; for criteria of the weights. Defaults to `False`.
+
+    Attributes:
+        masks: Path of a kernel -> its mask, bool, False where the weight is held at zero.
+        kernels: `KernelView`s of what is pruned, from the first batch on.
+        skipped: `Skipped` layers and why.
 
     Raises: ValueError for an argument it cannot use, and at the first batch for layers that have no kernel
         or that the pattern does not divide; RuntimeError if a
@@ -135,8 +143,25 @@ class GradualPruning(MaskCallback):
         selection = Selection(self.model, self.layers, self.pattern, self.allocation)
         if not isinstance(self.allocation, (Threshold, PerLayer)):
             selection.check_sparsity(self.schedule.final_sparsity)
-        return GradualRule(selection, self.schedule.in_steps(self._updates_an_epoch()), self.criterion, self.data)
+        schedule = self.schedule.in_steps(self._updates_an_epoch())
+        _warn_of_few_changes(schedule)
+        return GradualRule(selection, schedule, self.criterion, self.data)
 
     def _describe_unfinished(self) -> str:
         wanted = self.schedule.final_sparsity
-        return f"{sparsity(self.kernels):.3f} instead of {wanted:.3f}. Train longer or use a smaller end_step."
+        reached = sparsity(self.kernels)
+        return f"sparsity is {reached:.3f} instead of {wanted:.3f}. Train longer or use a smaller end_step."
+
+
+def _warn_of_few_changes(schedule: Schedule) -> None:
+    """A gradual schedule that changes the masks once or twice is not what its name says."""
+    if not hasattr(schedule, "frequency"):
+        return
+    step, changes = schedule.next_update(-1), 0
+    while step is not None and changes < _FEW:
+        step, changes = schedule.next_update(step), changes + 1
+    if changes < _FEW:
+        warn_user(
+            f"GradualPruning: {schedule!r} changes the masks {changes} times in all. Use a smaller `frequency`, so "
+            "that the net can recover in between."
+        )

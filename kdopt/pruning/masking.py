@@ -64,7 +64,7 @@ class MaskCallback(keras.callbacks.Callback):
 
     @abstractmethod
     def _describe_unfinished(self) -> str:
-        """End of the sentence "training ended before the schedule did: sparsity is"."""
+        """End of the sentence "training ended before the schedule did: "."""
 
     # Masks change at the beginning of a batch, before a validation and at the end of an epoch. The first batch
     # sets everything up, because only then every other callback has restored its state.
@@ -172,7 +172,7 @@ class MaskCallback(keras.callbacks.Callback):
             )
         if not run.complete:
             warn_user(
-                f"{self._name}: training ended after {run.step} updates, before the schedule did: sparsity is "
+                f"{self._name}: training ended after {run.step} updates, before the schedule did: "
                 f"{self._describe_unfinished()}{self._company.describe_early_best()}"
             )
         self._company.warn_of_early_best()

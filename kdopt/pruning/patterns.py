@@ -52,10 +52,15 @@ class Units:
 class Pattern(ABC):
     """How the weights of a kernel stand together. Subclass it, implement `units`, register it in `PATTERNS`."""
 
+    keeps_outputs = False  # whether what the model gives out is left alone, where all layers are pruned
+
     @property
     def largest(self) -> float:
         """Largest sparsity the pattern can reach, in (0, 1]."""
         return 1.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
 
     @abstractmethod
     def units(self, scores: np.ndarray, view: KernelView) -> tuple[np.ndarray, np.ndarray, Callable]:
@@ -195,9 +200,10 @@ class NM(Pattern):
     def check(self, view: KernelView) -> None:
         inputs = int(np.prod([view.variable.shape[axis] for axis in view.input_axes]))
         if inputs % self.m:
+            other = f", or choose an m that divides {inputs}" if inputs > 1 else ""
             raise ValueError(
                 f"Layer {view.name!r} has {inputs} input channels, which {self.n}:{self.m} does not divide. Leave it "
-                f"out with `layers`, or choose an m that divides {inputs}."
+                f"out, e.g. layers=lambda view: view.name != {view.name!r}{other}."
             )
 
     def units(self, scores: np.ndarray, view: KernelView) -> tuple[np.ndarray, np.ndarray, Callable]:
@@ -236,8 +242,11 @@ class Channel(Pattern):
     """Whole output channels: kernel and bias, and gamma and beta of the BatchNormalization that alone follows.
 
     Such a channel gives exact zeros, and can be removed physically. Without its BatchNormalization (one that others
-    share, or after an activation) the channel is constant instead.
+    share, or after an activation, or in a subclassed model, whose calls are not recorded) the channel is constant
+    instead. Where all layers are pruned, those whose channels are outputs of the model, such as classes, are left out.
     """
+
+    keeps_outputs = True
 
     def reason(self, view: KernelView) -> str | None:
         return "recurrent: a channel is spread over the gates" if isinstance(view.layer, _RECURRENT) else None
@@ -265,7 +274,10 @@ class InputChannel(Pattern):
     """Whole input channels of a kernel: the layer no longer reads them."""
 
     def reason(self, view: KernelView) -> str | None:
-        return None if view.input_axes else "its kernel has no axis of input channels"
+        if not view.input_axes:
+            return "its kernel has no axis of input channels"
+        inputs = int(np.prod([view.variable.shape[axis] for axis in view.input_axes]))
+        return "it has one input channel" if inputs == 1 else None
 
     def units(self, scores: np.ndarray, view: KernelView) -> tuple[np.ndarray, np.ndarray, Callable]:
         return _along(scores, view.input_axes)

@@ -11,7 +11,6 @@ from kdopt.core.validation import check_fraction, check_integer, check_one_of
 from kdopt.pruning.allocation import Allocation, allocation_of
 from kdopt.pruning.masking import Layers, MaskCallback
 from kdopt.pruning.rules import MaskRule
-from kdopt.pruning.run import sparsity
 from kdopt.pruning.selection import Selection, refuse_infinite
 
 METHODS = ("set", "rigl")
@@ -84,7 +83,7 @@ class RegrowPruning(MaskCallback):
         return RegrowRule(Selection(self.model, self.layers, "unstructured", self.allocation), self)
 
     def _describe_unfinished(self) -> str:
-        return f"{sparsity(self.kernels):.3f}. Train longer, or use an end_step below {self.end_step}."
+        return f"the masks were to move until update {self.end_step}. Train longer, or use a smaller end_step."
 
 
 class RegrowRule(MaskRule):

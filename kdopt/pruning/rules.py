@@ -59,10 +59,11 @@ class GradualRule(MaskRule):
             self._sums = live.accumulate(variables, self.criterion.transform)
 
     def masks(self, model: keras.Model, step: int, current: list[np.ndarray]) -> list[np.ndarray] | None:
-        del current
         scores = self._scores(model)
         if scores is None:
             return None
+        if self.criterion.needs == "data":  # which gives a dead channel's weights a score, too: they would come back
+            scores = [_surviving(score, mask) for score, mask in zip(scores, current, strict=False)]
         sparsity, final = self.schedule(step), self.schedule.final_sparsity
         return self.selection.masks(scores, sparsity, min(1.0, sparsity / final) if final else 1.0)
 
@@ -85,6 +86,11 @@ class GradualRule(MaskRule):
             "pattern": _named(self.selection.pattern),
             "allocation": _named(self.selection.allocation),
         }
+
+
+def _surviving(score: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Scores in which weights that are out come after all others."""
+    return np.where(mask, np.maximum(score, np.finfo(np.float32).tiny), 0)
 
 
 def _named(thing: Any) -> list[Any]:

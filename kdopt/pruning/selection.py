@@ -8,6 +8,8 @@ import numpy as np
 
 from kdopt.core.kernels import KernelView, Skipped, find_kernels, select
 from kdopt.criteria.base import Criterion
+from kdopt.graph.channels.groups import trace_channels
+from kdopt.graph.trace import is_graph
 from kdopt.pruning.allocation import Allocation, allocation_of
 from kdopt.pruning.patterns import PATTERNS, Pattern, Units
 
@@ -33,8 +35,11 @@ class Selection:
         self.pattern: Pattern = PATTERNS.get(pattern)
         self.allocation: Allocation = allocation_of(allocation)
         found, self.skipped = find_kernels(model)
+        if not found and not model.weights:
+            raise ValueError(f"{model.name!r} has no weights yet: call it on data once, or `build(input_shape)` it.")
         chosen = select(found, layers, self.skipped)
-        self.kernels = self._fitting(chosen, explicit=layers is not None)
+        outputs = _output_variables(model) if layers is None and self.pattern.keeps_outputs else set()
+        self.kernels = self._fitting(chosen, outputs, explicit=isinstance(layers, (list, tuple)))
         for view in self.kernels:
             self.pattern.check(view)
         self.allocation.check(self.kernels)
@@ -44,8 +49,9 @@ class Selection:
         ]
         self.variables = [view.variable for view in self.kernels] + [variable for _, variable in self._companions]
 
-    def _fitting(self, views: list[KernelView], *, explicit: bool) -> list[KernelView]:
-        reasons = [(view, self.pattern.reason(view)) for view in views]
+    def _fitting(self, views: list[KernelView], outputs: set[int], *, explicit: bool) -> list[KernelView]:
+        told = "its channels are outputs of the model; name it in `layers` to prune them"
+        reasons = [(v, told if id(v.variable) in outputs else self.pattern.reason(v)) for v in views]
         unfit = [Skipped(view.name, reason, known=True, unfit=True) for view, reason in reasons if reason is not None]
         fit = [view for view, reason in reasons if reason is None]
         if unfit and (explicit or not fit):
@@ -124,6 +130,12 @@ def scores_of(criterion: Criterion, model: keras.Model, views: list[KernelView],
     if criterion.needs == "weights" and type(criterion).scores is Criterion.scores:
         return LazyScores(criterion, views)
     return criterion.scores(model, views, data)
+
+
+def _output_variables(model: Any) -> set[int]:
+    """Identities of the kernels that make what a model gives out; none where its graph is not recorded."""
+    model = getattr(model, "student", model)  # of a Distiller
+    return trace_channels(model).output_variables() if is_graph(model) else set()
 
 
 def listed(skipped: Sequence[Skipped], most: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Back to plain Keras: the `Prunable` wrappers taken off."""
+"""Back to plain Keras: the wrappers for training taken off."""
 
 import keras
 
@@ -6,10 +6,10 @@ from kdopt.pruning.wrapper import Prunable
 
 
 def strip(model: keras.Model) -> keras.Model:
-    """A copy of a model with every `Prunable` replaced by the plain layer inside, its zeros exact.
+    """A copy of a model with every `Prunable`, `L0` and `SparseRegularized` replaced by the plain layer inside.
 
     The outputs are those of `model` at inference, to the last bit. Other layers and all weights are copied; `model`
-    stays as it is. The copy is not compiled.
+    stays as it is. Compiled as `model` is, with a new optimizer.
 
     Args:
         model: Built Functional or Sequential `keras.Model`; nested ones are gone through.
@@ -28,8 +28,11 @@ def strip(model: keras.Model) -> keras.Model:
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         _refuse_hidden(layer)
-        if isinstance(layer, Prunable):
-            return layer.to_plain()
+        if hasattr(layer, "to_plain"):
+            plain = layer.to_plain()
+            while hasattr(plain, "to_plain"):  # a wrapper in a wrapper
+                plain = plain.to_plain()
+            return plain
         pairs.append((layer, type(layer).from_config(layer.get_config())))
         return pairs[-1][1]
 

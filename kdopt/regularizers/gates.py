@@ -75,8 +75,8 @@ class L0(keras.layers.Wrapper):
         inference    y = layer(x) with kernel * z,     z = clip(sigmoid(log_alpha) * 1.2 - 0.1, 0, 1)
         loss        += strength * sum over gates g of |g| * P(z_g != 0)
 
-    `to_plain()` (or `strip(model)`) multiplies the gates into the kernel: a plain layer with exact zeros and
-    the same outputs as at inference. Only a wrapper can do this, because the forward pass is stochastic.
+    `to_plain()` (or `strip_regularizers(model)`) multiplies the gates into the kernel: a plain layer with exact zeros
+    and the same outputs as at inference. Only a wrapper can do this, because the forward pass is stochastic.
     The bias has no gate. The expected number of weights is the penalty, so a strength of 1 / (training
     examples) is a good first guess. Given to `fit`, `RegularizationLogger()` logs `penalty/l0`.
 
@@ -94,7 +94,7 @@ class L0(keras.layers.Wrapper):
     ```
     model = keras.Sequential([L0(keras.layers.Dense(300, activation="relu"), 1 / 60000), keras.layers.Dense(10)])
     model.fit(x, y)
-    small = strip(model)
+    small = strip_regularizers(model)
     ```
 
     Reference: Louizos, Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018.

@@ -10,6 +10,7 @@ from keras import ops
 from kdopt.core.after_update import Update
 from kdopt.core.kernels import KernelView, Skipped
 from kdopt.core.live import Live, callback_list
+from kdopt.core.notices import warn_user
 from kdopt.core.optimizers import innermost
 from kdopt.core.validation import check_one_of
 from kdopt.regularizers.base import PENALTIES, Penalty
@@ -126,6 +127,11 @@ class Proximal(PenaltyCallback):
             logs.setdefault("sparsity", self.sparsity())
 
     def on_train_end(self, logs: Logs | None = None) -> None:
+        if self.kernels and self.sparsity() == 0:
+            warn_user(
+                f"Proximal: no weight is zero. A strength of {self.penalty.strength_now:g} takes that times the sum of "
+                "the learning rates from a weight in the whole fit: use a larger one, or train longer."
+            )
         self.release()
 
     def sparsity(self) -> float:

@@ -58,7 +58,7 @@ class Schedule(ABC):
         if steps_per_epoch is None:
             raise ValueError(
                 f"{self!r} has times in epochs, but the number of batches in an epoch is not known: pass "
-                "`steps_per_epoch` to fit, or give the times in optimizer updates."
+                "`steps_per_epoch` (to fit or plot; `updates_per_epoch` to pruning_loop), or give the times in updates."
             )
         updates = check_integer("steps_per_epoch", steps_per_epoch)
         try:

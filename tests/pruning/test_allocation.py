@@ -52,7 +52,7 @@ def test_global_is_one_sort():
 
 def test_global_compares_channels_by_their_mean():
     means = [score.mean(axis=tuple(range(score.ndim - 1))) for score in SCORES]
-    selection = Selection(MODEL, None, "channel", "global")
+    selection = Selection(MODEL, ["conv", "wide", "last"], "channel", "global")
     masks = selection.masks(SCORES, 0.9)
     kept, gone = [], []
     for mean, mask in zip(means, masks, strict=False):
@@ -118,7 +118,7 @@ def test_names_and_configs():
         assert type(made).from_config(made.get_config()).get_config() == made.get_config()
     copied = PerLayer.from_config(PerLayer({"a": 0.5}, maximum=0.9).get_config())
     assert (copied.sparsities, copied.maximum) == ({"a": 0.5}, 0.9)
-    with pytest.raises(ValueError, match="`sparsities` names 'wid', which is not pruned here. Kernels: conv, last"):
+    with pytest.raises(ValueError, match="`allocation` names 'wid', which is not pruned here. Kernels: conv, last"):
         zeros({"wid": 0.5}, 0.0)
     with pytest.raises(ValueError, match=r"`sparsities\['wide'\]` must be a fraction in \[0, 1\); got 1.5"):
         zeros({"wide": 1.5}, 0.0)

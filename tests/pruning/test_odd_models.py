@@ -1,5 +1,7 @@
 """Models that were once pruned wrongly, or refused without need."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from kdopt.pruning import (
     masks_of,
     prune,
     sensitivity,
+    strip,
 )
 from kdopt.pruning.loop import pruning_loop
+from kdopt.regularizers import L0, L1, Proximal, SparseRegularized
 from kdopt.schedules import Constant, Epochs, Polynomial
 
 RNG = np.random.default_rng(0)
@@ -26,7 +30,7 @@ RNG = np.random.default_rng(0)
 def test_channels_of_a_separable_convolution_are_those_of_its_pointwise_kernel():
     x = keras.Input((8, 8, 4))
     h = layers.BatchNormalization(name="norm")(layers.SeparableConv2D(4, 3, name="sep")(x))
-    model = keras.Model(x, layers.GlobalAveragePooling2D()(h))
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(h)))
     model.get_layer("sep").bias.assign(np.ones(4))
     model.get_layer("norm").beta.assign(np.ones(4))
     sparse, _ = prune(model, 0.5, "l2", "channel")
@@ -49,7 +53,7 @@ def test_an_einsum_kernel_written_output_first():
     model.get_layer("a").bias.assign(np.ones(5))
     (view,), _ = find_kernels(model)
     assert (view.channel_axis, view.input_axes) == (-2, (-1,))
-    sparse, _ = prune(model, 0.4, "l2", "channel")
+    sparse, _ = prune(model, 0.4, "l2", "channel", layers=["a"])
     alive = np.any(sparse.get_layer("a").kernel.numpy() != 0, axis=1)
     assert np.count_nonzero(alive) == 3
     np.testing.assert_array_equal(sparse.get_layer("a").bias.numpy(), alive)
@@ -160,5 +164,61 @@ def test_frozen_companions_of_a_channel_stay():
     norm = layers.BatchNormalization(name="norm")
     model = keras.Model(x, norm(layers.Dense(4, name="a")(x)))
     norm.trainable = False
-    sparse, _ = prune(model, 0.5, "l2", "channel")
+    sparse, _ = prune(model, 0.5, "l2", "channel", layers=["a"])
     assert np.all(sparse.get_layer("norm").gamma.numpy() == 1)
+
+
+def test_channels_of_outputs_stay_unless_they_are_named():
+    x = keras.Input((6,))
+    h = layers.Dense(8, name="hidden")(x)
+    outputs = [layers.Dense(4, "softmax", name="classes")(h), layers.Add()([layers.Dense(8, name="sum")(h), h])]
+    _, report = prune(keras.Model(x, outputs), 0.5, "l2", "channel", layers=["classes"])
+    assert report.reached == 0.5
+    with pytest.raises(ValueError, match="its channels are outputs of the model; name it in `layers`"):
+        prune(keras.Model(x, outputs), 0.5, "l2", "channel")
+    _, report = prune(keras.Model(x, outputs[0]), 0.5, "l2", "channel")
+    assert {layer.layer: bool(layer.skipped) for layer in report.layers} == {"hidden": False, "classes": True}
+
+
+def test_what_data_says_of_a_dead_channel_does_not_bring_it_back():
+    """After its BatchNormalization a dead channel is beta, so that it is active more often than any other."""
+    x = keras.Input((6, 6, 2))
+    h = layers.BatchNormalization(name="norm", center=True)(layers.Conv2D(8, 3, name="conv")(x))
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(layers.ReLU()(h))))
+    model.get_layer("norm").beta.assign(np.ones(8))
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    data = RNG.normal(size=(32, 6, 6, 2)).astype("float32")
+    masks = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            masks.append(pruning.masks["conv"])
+
+    pruning = GradualPruning(Polynomial(0.8, end_step=8, frequency=1), "apoz", data=data, layers=["conv"])
+    model.fit(data, np.zeros((32, 2)), batch_size=4, epochs=2, verbose=0, callbacks=[pruning, Watch()])
+    assert not any(np.any(new & ~old) for old, new in itertools.pairwise(masks))
+    assert np.mean(masks[-1]) == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_schedule_that_changes_masks_once_or_twice_is_told():
+    with pytest.warns(UserWarning, match="changes the masks 2 times in all. Use a smaller `frequency`"):
+        dense().fit(
+            np.ones((80, 8)),
+            np.ones((80, 2)),
+            batch_size=8,
+            epochs=2,
+            verbose=0,
+            callbacks=[GradualPruning(Polynomial(0.5, end_step=Epochs(1)))],
+        )
+
+
+def test_a_proximal_fit_without_a_zero_is_told():
+    with pytest.warns(UserWarning, match="Proximal: no weight is zero. A strength of 1e-09"):
+        dense().fit(np.ones((8, 8)), np.ones((8, 2)), verbose=0, callbacks=[Proximal(L1(1e-9))])
+
+
+def test_strip_takes_every_wrapper_off():
+    model = keras.Sequential([keras.Input((4,)), L0(layers.Dense(3), 0.1), SparseRegularized(layers.Dense(2), L1(0.1))])
+    plain = strip(model)
+    assert [type(layer) for layer in plain.layers] == [layers.Dense] * 2
+    np.testing.assert_allclose(plain(np.ones((2, 4))), model(np.ones((2, 4))), atol=1e-6)

@@ -147,10 +147,16 @@ def test_what_a_pattern_is_not_for_is_told():
         select("head", names=["dense"])
     with pytest.raises(ValueError, match="Unknown pattern 'chanel'. Did you mean 'channel'"):
         select("chanel")
-    rows = keras.Sequential([keras.Input((3, 2)), layers.LSTM(4), layers.Dense(2, name="last")])
+    rows = keras.Sequential([keras.Input((3, 2)), layers.LSTM(4), layers.Dense(3, name="last"), layers.Dense(2)])
     selection, _ = select("channel", model=rows)
     assert [view.name for view in selection.kernels] == ["last"]
-    assert {skip.reason for skip in selection.skipped} == {"recurrent: a channel is spread over the gates"}
+    assert {skip.reason for skip in selection.skipped} == {
+        "recurrent: a channel is spread over the gates",
+        "its channels are outputs of the model; name it in `layers` to prune them",
+    }
+    for image, reason in ((1, {"it has one input channel"}), (2, set())):
+        net = keras.Sequential([keras.Input((6, 6, image)), layers.Conv2D(4, 3), layers.Conv2D(2, 3)])
+        assert {skip.reason for skip in select("input_channel", model=net)[0].skipped} == reason
     for wrong in ((2,), (0, 4), 4):
         with pytest.raises(ValueError, match="`shape"):
             Block(wrong)

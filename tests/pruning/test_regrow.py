@@ -145,7 +145,7 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path):
 
 
 def test_stopping_early_warns_and_bad_arguments():
-    with pytest.warns(UserWarning, match="RegrowPruning: training ended after 8 updates.*an end_step below 100"):
+    with pytest.warns(UserWarning, match="RegrowPruning: training ended after 8 updates.*to move until update 100"):
         fit(make_model(), RegrowPruning(0.5, 100, frequency=4), epochs=1)
     with pytest.raises(ValueError, match="`method` must be one of 'set', 'rigl'; got 'snip'"):
         RegrowPruning(0.5, 10, "snip")

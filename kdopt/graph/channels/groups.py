@@ -73,11 +73,20 @@ class ChannelGraph:
         labels: Identities and the Variables that hold them.
         outputs: For each call of each layer or operation, by its identity and in order, the tensors it makes.
         paths: Identity of a layer -> path.
+        ends: The outputs of the model.
     """
 
     labels: Labels
     outputs: dict[int, list[list[Flow]]] = field(default_factory=lambda: defaultdict(list))
     paths: dict[int, str] = field(default_factory=dict)
+    ends: list[Flow] = field(default_factory=list)
+
+    def output_variables(self) -> set[int]:
+        """Identities of the Variables whose channels are outputs of the model."""
+        ends = [self.labels.roots(flow.labels[axis]) for flow in self.ends for axis in flow.labeled()]
+        reached = np.unique(np.concatenate(ends)) if ends else np.empty(0, int)
+        made = [slot for slot in self.labels.slots() if slot.role == "makes"]
+        return {id(slot.variable) for slot in made if np.isin(self.labels.roots(slot.labels), reached).any()}
 
 
 def channel_groups(model: keras.Model, *, allow_normalized_axes: bool = False) -> tuple[ChannelGroup, ...]:
@@ -109,6 +118,7 @@ def trace_channels(model: keras.Model, *, allow_normalized_axes: bool = False) -
     found = ChannelGraph(Labels(allow_normalized_axes))
     graph = graph_of(model)
     flows = _inline(found, graph, [Flow.plain(tensor.shape) for tensor in graph.inputs], "")
+    found.ends.extend(flows)
     for name, flow in zip(model.output_names if hasattr(model, "output_names") else [], flows, strict=False):
         for axis in flow.labeled():
             found.labels.freeze(flow.labels[axis], f"output {name!r} of the model")

@@ -67,7 +67,7 @@ class Labels:
         if labels is not None and labels.size:
             self._reasons.append((np.unique(labels), reason))
 
-    def roots(self, labels: np.ndarray) -> np.ndarray:
+    def roots(self, labels: np.ndarray | None) -> np.ndarray:
         """One identity for each set of united ones, in the shape of `labels`."""
         found = np.asarray(labels)
         while True:
