@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from keras.src.applications.convnext import LayerScale
 
 from kdopt.graph.channels.labels import Flow, Labels
 from kdopt.graph.channels.rules import Call, channel_rule, resize_rule
@@ -74,3 +75,15 @@ def normalization(labels: Labels, layer: Any, call: Call) -> Flow:
     for axis in call.x.labeled():
         labels.freeze(call.x.labels[axis], f"{layer.name!r} has statistics of its own for it")
     return call.x
+
+
+@channel_rule(LayerScale)
+def layer_scale(labels: Labels, layer: Any, call: Call) -> Flow:
+    """ConvNeXt's weight for each channel."""
+    labels.follows(layer, layer.gamma, 0, call.x.at(-1))
+    return call.x
+
+
+@resize_rule(LayerScale)
+def _layer_scale(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
+    return {"projection_dim": outputs[0][-1]}

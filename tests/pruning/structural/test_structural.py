@@ -9,7 +9,7 @@ from keras import layers as L
 
 from kdopt.core import measure
 from kdopt.pruning import Prunable, prune
-from kdopt.pruning.structural import ChannelPlan, ReachedError, apply_plan, plan_channels, prune_channels
+from kdopt.pruning.structural import ChannelPlan, ReachedError, apply_plan, plan_channels, plot_channels, prune_channels
 
 RNG = np.random.default_rng(0)
 
@@ -199,3 +199,14 @@ def test_bad_models():
     wrapped = keras.Sequential([keras.Input((4,)), Prunable(L.Dense(3), 0.5), L.Dense(2)])
     with pytest.raises(ValueError, match=r"take them off first, with `kdopt.pruning.strip`"):
         plan_channels(wrapped, macs=0.5)
+
+
+def test_a_plan_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = plan_channels(net(), macs=0.5)
+    figure = plot_channels(plan)
+    axes = figure.axes[0]
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == [layer.before for layer in plan.layers] + [layer.after for layer in plan.layers]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [layer.layer for layer in plan.layers]
+    figure.savefig(tmp_path / "plan.png")
