@@ -25,6 +25,23 @@ def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimiz
     return optimizer
 
 
+def update_order(model: keras.Model) -> list[keras.Variable]:
+    """The trainable Variables of a model in the order in which its optimizer updates them."""
+    found = list(model.trainable_variables)
+    if not model.compiled or model.optimizer is None:
+        return found
+    optimizer = innermost(model.optimizer)
+    if not hasattr(optimizer, "optimizers"):
+        return found
+    if not optimizer.built:  # before that a MultiOptimizer holds none
+        with model.distribute_strategy.scope():
+            optimizer.build(found)
+    by_key = {variable_key(variable): variable for variable in found}
+    keys = [variable_key(variable) for part in optimizer.optimizers for variable in part._trainable_variables]
+    ordered = [by_key[key] for key in keys if key in by_key]
+    return ordered + [variable for variable in found if variable_key(variable) not in set(keys)]
+
+
 def averages(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> list[keras.Variable]:
     """The moving average an optimizer with `use_ema=True` keeps of `variable`; empty without one."""
     optimizer = innermost(optimizer)

@@ -12,10 +12,11 @@ from kdopt.pruning.allocation import (
 )
 from kdopt.pruning.budget import Budget
 from kdopt.pruning.callbacks import GradualPruning
+from kdopt.pruning.channel_patterns import Channel, Head, InputChannel
 from kdopt.pruning.iterative import iterative
 from kdopt.pruning.logger import SparsityLogger
 from kdopt.pruning.loop import pruning_loop
-from kdopt.pruning.patterns import NM, PATTERNS, Block, Channel, Head, InputChannel, Pattern, Unstructured
+from kdopt.pruning.patterns import NM, PATTERNS, Block, Pattern, Unstructured
 from kdopt.pruning.prune import prune
 from kdopt.pruning.regrow import RegrowPruning
 from kdopt.pruning.report import LayerPruning, PruningReport

@@ -11,7 +11,8 @@ from kdopt.criteria.base import Criterion
 from kdopt.graph.channels.groups import trace_channels
 from kdopt.graph.trace import is_graph
 from kdopt.pruning.allocation import Allocation, allocation_of
-from kdopt.pruning.patterns import PATTERNS, Pattern, Units
+from kdopt.pruning.channel_patterns import PATTERNS
+from kdopt.pruning.patterns import Pattern, Units
 
 
 class Selection:
@@ -39,19 +40,18 @@ class Selection:
             raise ValueError(f"{model.name!r} has no weights yet: call it on data once, or `build(input_shape)` it.")
         chosen = select(found, layers, self.skipped)
         outputs = _output_variables(model) if layers is None and self.pattern.keeps_outputs else set()
+        self._bound = self.pattern.bound(model, chosen)
         self.kernels = self._fitting(chosen, outputs, explicit=isinstance(layers, (list, tuple)))
         for view in self.kernels:
-            self.pattern.check(view)
+            self._bound.check(view)
         self.allocation.check(self.kernels)
-        self._coupled = self.pattern.couple(model, self.kernels)
-        self._companions = [
-            (i, variable) for i, view in enumerate(self.kernels) for variable in self.pattern.companions(view)
-        ]
-        self.variables = [view.variable for view in self.kernels] + [variable for _, variable in self._companions]
+        self._coupled = self._bound.couple(model, self.kernels)
+        self._companions = self._bound.companions(self.kernels)
+        self.variables = [view.variable for view in self.kernels] + [variable for variable, _ in self._companions]
 
     def _fitting(self, views: list[KernelView], outputs: set[int], *, explicit: bool) -> list[KernelView]:
         told = "its channels are outputs of the model; name it in `layers` to prune them"
-        reasons = [(v, told if id(v.variable) in outputs else self.pattern.reason(v)) for v in views]
+        reasons = [(v, told if id(v.variable) in outputs else self._bound.reason(v)) for v in views]
         unfit = [Skipped(view.name, reason, known=True, unfit=True) for view, reason in reasons if reason is not None]
         fit = [view for view, reason in reasons if reason is None]
         if unfit and (explicit or not fit):
@@ -88,23 +88,15 @@ class Selection:
             for member, mask in zip(unit.members, unit.masks(keep), strict=True):
                 masks[member] = mask
             del unit  # before the next kernel is scored
-        return masks + [self._of_companion(masks[i], i, variable) for i, variable in self._companions]
+        return masks + [mask(masks) for _, mask in self._companions]
 
     def _units(self, scores: Sequence[np.ndarray]) -> Iterator[Units]:
         for members in self._coupled:
             own = [scores[i] for i in members]
             for i, score in zip(members, own, strict=True):
                 refuse_infinite(self.kernels[i].name, score)
-            yield self.pattern.group(self.kernels, members, own)
+            yield self._bound.group(self.kernels, members, own)
             del own, score
-
-    def _of_companion(self, mask: np.ndarray, index: int, variable: keras.Variable) -> np.ndarray:
-        """The kernel's mask without the axes the companion does not have: a channel with no weight left is gone."""
-        view, rank = self.kernels[index], len(variable.shape)
-        if rank == 1:
-            axis = view.channel_axis % mask.ndim
-            return np.asarray(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
-        return np.asarray(mask.any(axis=tuple(range(mask.ndim - rank))))  # (heads, key) of (in, heads, key)
 
 
 class LazyScores(Sequence[np.ndarray]):

@@ -14,8 +14,8 @@ from kdopt.core.kernels import KernelView, Skipped, find_kernels, select
 from kdopt.core.live import Live
 from kdopt.core.notices import warn_user
 from kdopt.core.optimizers import averages, innermost
+from kdopt.pruning.channel_patterns import beside
 from kdopt.pruning.masking import Layers
-from kdopt.pruning.patterns import Channel
 
 
 def masks_of(model: keras.Model, layers: Layers = None) -> dict[str, np.ndarray]:
@@ -239,7 +239,7 @@ def _companions(view: KernelView, mask: np.ndarray) -> list[tuple[keras.Variable
     """(bias, gamma or beta, its mask) of the channels that are gone; nothing if there are none."""
     axis = view.channel_axis % mask.ndim
     stays = np.asarray(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
-    variables = [variable for variable in Channel().companions(view) if len(variable.shape) == 1]
+    variables = [variable for variable in beside(view) if len(variable.shape) == 1]
     for variable in variables:
         stays = np.logical_or(stays, ops.convert_to_numpy(variable) != 0)
     return [] if stays.all() else [(variable, stays) for variable in variables]

@@ -24,7 +24,7 @@ class Attachment(PenaltyCallback):
         super().__init__()
         self.penalty = penalty
         self.kernels, self.skipped = choose(model, penalty, layers, "attach")
-        self._priced = bind(penalty, self.kernels)
+        self._priced = bind(penalty, self.kernels, model)
         self._live = Live(model)
         for bound, variable in self._priced:
             self._live.penalize(variable, bound)

@@ -8,6 +8,8 @@ import keras
 from kdopt.core.kernels import KernelView, Skipped, select
 from kdopt.core.notices import warn_user
 from kdopt.regularizers.base import Penalty
+from kdopt.regularizers.coupling import coupled_groups, needs_model
+from kdopt.regularizers.norm_scale import BatchNormScale
 
 Layers = list[Any] | Callable[[KernelView], bool] | None
 
@@ -32,6 +34,9 @@ def choose(model: keras.Model, penalty: Penalty, layers: Layers, caller: str) ->
         )
     found, skipped = penalty.targets(model)
     chosen = select(found, layers, skipped) if found or layers is None else _refuse(layers, skipped, caller)
+    if needs_model(penalty) and chosen:
+        _, chosen, alone = coupled_groups(model, chosen, only=isinstance(penalty, BatchNormScale))
+        skipped = [*skipped, *alone]
     if not chosen:
         where = "this model has" if layers is None else "`layers` chose"
         raise ValueError(f"{caller}: {where} no weight that {type(penalty).__name__} can be on.{_why(skipped)}")

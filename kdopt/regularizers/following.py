@@ -1,5 +1,6 @@
 """Callbacks that keep penalties to their schedule and put their values into the logs."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from kdopt.core.live import users_own
 from kdopt.core.notices import warn_user
 from kdopt.core.optimizers import updates
 from kdopt.regularizers.base import Penalty
+from kdopt.regularizers.coupling import bound_members, coupled_groups, needs_model
+from kdopt.regularizers.norm_scale import BatchNormScale
 
 Logs = dict[str, Any]
 Priced = tuple[Penalty, keras.Variable]
@@ -114,6 +117,23 @@ def penalties_of(model: keras.Model) -> Iterator[Priced]:
             yield from layer.get_penalties()
 
 
-def bind(penalty: Penalty, views: list[KernelView]) -> list[Priced]:
-    """The penalty for each kernel, reading it as its layer does."""
-    return [(penalty.bound(view), view.variable) for view in views]
+def bind(penalty: Penalty, views: list[KernelView], model: keras.Model | None = None) -> list[Priced]:
+    """The penalty for each kernel, reading it as its layer does; or for each set of channels that layers share.
+
+    Args:
+        penalty: `Penalty`.
+        views: The chosen Variables.
+        model: Whose they are, for channels that layers share. Defaults to `None`: not known.
+    """
+    if not needs_model(penalty):
+        return [(penalty.bound(view), view.variable) for view in views]
+    if model is None:
+        bound_members(penalty)  # raises
+    assert model is not None
+    groups, _, _ = coupled_groups(model, views, only=isinstance(penalty, BatchNormScale))
+    priced: list[Priced] = []
+    for members in groups:
+        bound: Any = copy.copy(penalty)
+        bound.members = members
+        priced.append((bound, members.leader))
+    return priced

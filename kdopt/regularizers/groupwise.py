@@ -1,11 +1,19 @@
 """Penalties on groups of weights: whole channels, rows or blocks become zero."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
 
 from kdopt.core.validation import check_fraction
 from kdopt.regularizers.base import PENALTIES, Penalty, Tensor
+from kdopt.regularizers.coupling import (
+    CoupledGroups,
+    bound_members,
+    coupled_lasso,
+    coupled_soft_threshold,
+    coupled_threshold,
+)
 from kdopt.regularizers.elementwise import soft_threshold
 from kdopt.regularizers.grouping import Grouping, Layout, checked_layout
 from kdopt.regularizers.strength import Strength
@@ -44,13 +52,16 @@ class GroupPenalty(Penalty):
             `kernel_regularizer=`, which does not know its layer.
     """
 
+    couples = False  # whether `groups="coupled"` has a meaning
+
     def __init__(
         self, strength: Strength, groups: str, block_shape: tuple[int, int] | None, layout: Layout | None
     ) -> None:
         super().__init__(strength)
         self.layout = self._asked_layout = None if layout is None else checked_layout(layout)
         self.groups = groups
-        self.block_shape = Grouping(groups, block_shape).block_shape
+        coupled = self.couples and groups == "coupled"
+        self.block_shape = Grouping("out_channels" if coupled else groups, block_shape).block_shape
 
     @property
     def grouping(self) -> Grouping:
@@ -75,10 +86,16 @@ class GroupLasso(GroupPenalty):
     With `groups="out_channels"` and `Proximal`, channels become exactly zero. Note that a channel's bias
     and normalization are not part of its group.
 
+    With `groups="coupled"` a group is all that must be zero for a channel to be: the slices of all kernels that make it
+    or follow it (at a residual connection, through depthwise layers), their biases, and the gammas and betas it goes
+    through. With `Proximal` these groups become exactly zero in nets of any shape, and
+    `kdopt.pruning.structural.prune_channels(model, criterion="mask")` removes them without loss. Needs the whole
+    model: `attach` or `Proximal`, not `kernel_regularizer=`. Channels that must stay have no price.
+
     Args:
         strength: Float >= 0, or a schedule. Defaults to `1e-4`.
-        groups: `"out_channels"` (default), `"in_channels"`, `"rows"`, `"columns"` or `"blocks"`; see
-            `kdopt.regularizers.grouping.Grouping`.
+        groups: `"out_channels"` (default), `"in_channels"`, `"rows"`, `"columns"` or `"blocks"`, see
+            `kdopt.regularizers.grouping.Grouping`; or `"coupled"`.
         block_shape: Tuple (rows, columns) of integers >= 1, for `"blocks"` only.
         scale_by_size: Bool. `False` leaves out the factor sqrt(|g|). Defaults to `True`.
         layout: How the kernel's axes are read; `None` (default): as the layer's, where it is known, or
@@ -94,6 +111,9 @@ class GroupLasso(GroupPenalty):
         Networks", NeurIPS 2016, equation 2 (without the factor of size).
     """
 
+    couples = True
+    members: CoupledGroups | None = None  # of `groups="coupled"`, once it is on a model
+
     def __init__(
         self,
         strength: Strength = 1e-4,
@@ -106,10 +126,17 @@ class GroupLasso(GroupPenalty):
         self.scale_by_size = bool(scale_by_size)
 
     def measure(self, weights: Tensor) -> Tensor:
+        if self.groups == "coupled":
+            members = bound_members(self)
+            return coupled_lasso(members, members.values(weights), self.scale_by_size)
         return group_lasso(weights, self.grouping, self.scale_by_size)
 
     def shrink(self, weights: Tensor, threshold: Tensor) -> Tensor:
         return group_threshold(weights, threshold, self.grouping, self.scale_by_size)
+
+    def shrink_together(self, values: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
+        """The proximal operator on the Variables of `members`, in their order."""
+        return coupled_threshold(bound_members(self), values, threshold, self.scale_by_size)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "scale_by_size": self.scale_by_size}
@@ -147,11 +174,17 @@ class SparseGroupLasso(GroupLasso):
         self.l1_ratio = check_fraction("l1_ratio", l1_ratio, one=True)
 
     def measure(self, weights: Tensor) -> Tensor:
-        return self.l1_ratio * ops.sum(ops.abs(weights)) + (1 - self.l1_ratio) * super().measure(weights)
+        values = bound_members(self).values(weights) if self.groups == "coupled" else [weights]
+        single = sum(ops.sum(ops.abs(value)) for value in values)
+        return self.l1_ratio * single + (1 - self.l1_ratio) * super().measure(weights)
 
     def shrink(self, weights: Tensor, threshold: Tensor) -> Tensor:
         single = soft_threshold(weights, threshold * self.l1_ratio)
         return super().shrink(single, threshold * (1 - self.l1_ratio))
+
+    def shrink_together(self, values: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
+        single = coupled_soft_threshold(values, threshold * self.l1_ratio)
+        return super().shrink_together(single, threshold * (1 - self.l1_ratio))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "l1_ratio": self.l1_ratio}

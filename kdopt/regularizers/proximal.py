@@ -15,6 +15,7 @@ from kdopt.core.optimizers import innermost
 from kdopt.core.validation import check_one_of
 from kdopt.regularizers.base import PENALTIES, Penalty
 from kdopt.regularizers.choosing import Layers, choose
+from kdopt.regularizers.coupling import CoupledGroups, needs_model
 from kdopt.regularizers.elementwise import L1
 from kdopt.regularizers.following import Logs, PenaltyCallback, Priced, bind
 from kdopt.regularizers.norm_scale import BatchNormScale
@@ -40,6 +41,18 @@ def step_size(update: Update, scaling: str) -> Tensor:
             "Adam, AdamW or RMSprop. Use scaling='decoupled' with this one."
         )
     return update.learning_rate / (ops.sqrt(update.second_moment) + update.epsilon)
+
+
+def together(penalty: Any, members: CoupledGroups, value: Tensor, size: Tensor) -> Tensor:
+    """The proximal step on Variables that share channels, when the last of them has just been updated.
+
+    Assigns the others, and returns the new value of the last one.
+    """
+    values = members.values(ops.cast(value, "float32"))
+    new = penalty.shrink_together(values, ops.cast(size, "float32") * ops.cast(penalty.strength, "float32"))
+    for variable, own in zip(members.variables[:-1], new[:-1], strict=True):
+        variable.assign(ops.cast(own, variable.dtype))
+    return ops.cast(new[-1], value.dtype)
 
 
 class Proximal(PenaltyCallback):
@@ -88,7 +101,8 @@ class Proximal(PenaltyCallback):
         if not self.penalty.has_prox:
             self.penalty.prox(np.zeros(1, "float32"), 0.0)  # raises, with the ones that have one
         self.scaling = check_one_of("scaling", scaling, ("decoupled", "preconditioned"))
-        if scaling == "preconditioned" and not isinstance(self.penalty, (L1, BatchNormScale)):
+        alone = isinstance(self.penalty, (L1, BatchNormScale)) and not needs_model(self.penalty)
+        if scaling == "preconditioned" and not alone:
             raise ValueError(
                 f"scaling='preconditioned' gives each weight a step of its own; {type(self.penalty).__name__} has no "
                 "proximal operator in closed form for that. Use it with L1, or scaling='decoupled'."
@@ -148,17 +162,20 @@ class Proximal(PenaltyCallback):
 
     def _attach(self) -> None:
         self.kernels, self.skipped = choose(self.model, self.penalty, self.layers, "Proximal")
-        self._priced = bind(self.penalty, self.kernels)
+        self._priced = bind(self.penalty, self.kernels, self.model)
         self._live = Live(self.model, callback_list(self))
         for bound, variable in self._priced:
             self._live.after_update(variable, self._step(bound))
         self._live.rebuild()
         _RUNNING.add(self)
 
-    def _step(self, penalty: Penalty) -> Callable[[Tensor, Update], Tensor]:
+    def _step(self, penalty: Any) -> Callable[[Tensor, Update], Tensor]:
+        members = getattr(penalty, "members", None)
+
         def step(value: Tensor, update: Update) -> Tensor:
             try:
-                return penalty.prox(value, step_size(update, self.scaling))
+                size = step_size(update, self.scaling)
+                return penalty.prox(value, size) if members is None else together(penalty, members, value, size)
             except Exception:
                 self.release()  # so that the model trains without us
                 raise
