@@ -1,0 +1,103 @@
+"""Any graph of layers with rules: what is left of it equals the oracle, or it is said why nothing may go."""
+
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+import random_layers  # noqa: F401  the moves list themselves
+import random_ops  # noqa: F401
+from channel_oracle import chosen, disturbed, inputs_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_graphs import random_model
+
+from kdopt.graph import trace_channels, without
+from kdopt.graph.trace import graph_of, nodes_of
+from kdopt.pruning.structural import apply_plan, plan_channels
+
+TOLERANCE = 2e-5
+SETTINGS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+def outputs(model, x):
+    return [np.asarray(y, "float64") for y in keras.tree.flatten(model(x))]
+
+
+def largest_difference(expected, got):
+    """As a share of the largest value of each output."""
+    assert [y.shape for y in expected] == [y.shape for y in got]
+    pairs = zip(expected, got, strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 0.1)) for a, b in pairs)
+
+
+def outputs_of_oracle(model, graph, removed, x):
+    """Of the model itself while its readers' kernels have zeros for what is removed."""
+    before = model.get_weights()
+    for slot in graph.labels.slots():
+        gone = np.isin(graph.labels.roots(slot.labels), removed)
+        if slot.role == "reads" and gone.any():
+            value = np.moveaxis(slot.variable.numpy(), slot.axis, 0)
+            value[gone] = 0
+            slot.variable.assign(np.moveaxis(value, 0, slot.axis))
+    made = outputs(model, x)
+    model.set_weights(before)
+    return made
+
+
+def widths_left(model, graph, removed):
+    """The shapes that the weights must have."""
+    shapes = {id(weight): list(weight.shape) for weight in model.weights}
+    for slot in graph.labels.slots():
+        gone = np.isin(graph.labels.roots(slot.labels), removed)
+        shapes[id(slot.variable)][slot.axis] -= int(gone.sum())
+    return [tuple(shapes[id(weight)]) for weight in model.weights]
+
+
+def kinds_of(graph):
+    """Names of all layer and operation classes, of nested models and wrapped layers, too."""
+    found = set()
+    for node in nodes_of(graph):
+        operation = node.operation
+        found.add(type(operation).__name__)
+        if isinstance(operation, keras.Model):
+            found |= kinds_of(graph_of(operation))
+    return found
+
+
+def kinds_that_shrank(graph, removed):
+    """Names of the layer classes that lost a part of a Variable."""
+    slots = graph.labels.slots()
+    return {type(s.layer).__name__ for s in slots if np.isin(graph.labels.roots(s.labels), removed).any()}
+
+
+def check_example(draw, folder, seen):
+    """One graph, one random choice of channels."""
+    keras.backend.clear_session()
+    model = disturbed(random_model(draw))
+    seen["examples"] += 1
+    seen["kinds"].update(kinds_of(graph_of(model)))
+    before, x = model.get_weights(), inputs_of(model, size=6)
+    graph = trace_channels(model)
+    assert all(isinstance(reason, str) and reason for reason in graph.labels.frozen().values())
+    if not graph.labels.slots():
+        return
+    removed = chosen(graph, draw(st.sampled_from((0.2, 0.5, 0.8, 1.0))), draw(st.integers(0, 99)))
+    expected = outputs_of_oracle(model, graph, removed, x)
+    small = without(model, graph, removed)
+    assert [tuple(weight.shape) for weight in small.weights] == widths_left(model, graph, removed)
+    assert largest_difference(expected, outputs(small, x)) < TOLERANCE
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    if not removed.size:
+        return
+    seen["removed"] += 1
+    seen["mattered"] += largest_difference(outputs(model, x), expected) > 100 * TOLERANCE
+    seen["kinds with removal"].update(kinds_of(graph_of(model)))
+    seen["kinds that shrank"].update(kinds_that_shrank(graph, removed))
+    if draw(st.integers(1, 8)) == 8:
+        seen["saved"] += 1
+        small.save(folder / "small.keras")
+        assert largest_difference(outputs(small, x), outputs(keras.models.load_model(folder / "small.keras"), x)) == 0
+
+
