@@ -9,7 +9,7 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.rules import renewed
-from kdopt.graph.trace import graph_of, is_graph, nodes_of
+from kdopt.graph.trace import graph_of, is_graph, nodes_of, tensors_of
 
 
 def without(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
@@ -93,8 +93,7 @@ class _Cut:
 
     def _new(self, operation: Any, arguments: Any) -> Any:
         if isinstance(operation, keras.Model):
-            given = [leaf for leaf in keras.tree.flatten(arguments) if isinstance(leaf, keras.KerasTensor)]
-            return self.model(operation, given)
+            return self.model(operation, tensors_of(*arguments, keras.KerasTensor) if arguments else None)
         calls = self._graph.outputs.get(id(operation))
         outputs = [self._new_shape(flow) for flow in calls[0]] if calls else []
         made = renewed(operation, self.size, outputs)

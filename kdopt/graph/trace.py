@@ -41,6 +41,12 @@ def nodes_of(graph: keras.Function) -> Iterator[Any]:
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
 
 
+def tensors_of(args: Any, kwargs: dict[str, Any], kind: type) -> list[Any]:
+    """The tensors (of class `kind`) that a nested model is called on; Keras adds the masks of some as arguments."""
+    named = {name: value for name, value in kwargs.items() if name != "mask" and not name.endswith("_mask")}
+    return [leaf for leaf in keras.tree.flatten((args, named)) if isinstance(leaf, kind)]
+
+
 def _traced(model: keras.Model) -> keras.Function:
     if not model.built:
         raise ValueError(f"{model.name!r} has no weights yet: call it on data once, or `build(input_shape)` it.")

@@ -8,7 +8,6 @@ from collections import defaultdict
 
 import keras
 import numpy as np
-from hypothesis import strategies as st
 from keras import layers as L
 
 from kdopt.graph.trace import nodes_of
@@ -30,22 +29,19 @@ def move(*ranks):
     return add
 
 
-def moves(names, ranks, make):
-    """Lists a move for each name: `make(name)` is the function."""
-    for name in names.split():
-        for rank in ranks:
-            MOVES[rank][name] = make(name)
+class Draws:
+    """The choices of one example, a byte each; what comes after the last byte is the first choice.
 
+    One sequence of bytes is quick to draw and shrinks to fewer moves of simpler kinds.
+    """
 
-class Pool:
-    """The tensors made so far, and the draws of one example."""
-
-    def __init__(self, draw, tensors, depth=0):
-        self._draw, self.tensors, self.depth = draw, list(tensors), depth
-        self.read = set()
+    def __init__(self, stream):
+        self._bytes = iter(stream)
 
     def number(self, low, high):
-        return self._draw(st.integers(low, high))
+        if high < low:
+            raise ValueError("nothing to choose from")
+        return low + next(self._bytes, 0) % (high - low + 1)
 
     def one_of(self, *choices):
         return choices[self.number(0, len(choices) - 1)]
@@ -53,6 +49,15 @@ class Pool:
     def maybe(self, share=2):
         """Once in `share` times."""
         return self.number(1, share) == share
+
+
+class Pool:
+    """The tensors made so far, and the draws of one example."""
+
+    def __init__(self, draws, tensors, depth=0):
+        self.draws, self.tensors, self.depth = draws, list(tensors), depth
+        self.number, self.one_of, self.maybe = draws.number, draws.one_of, draws.maybe
+        self.read = set()
 
     def activation(self):
         return self.one_of(None, None, "relu", "tanh", "gelu", keras.activations.silu, L.LeakyReLU(), "softmax")
@@ -131,17 +136,17 @@ def first(pool, x):
 def head(pool, x):
     """What reads the channels of an end, or shows them."""
     kind = pool.one_of(*["dense"] * 5, "flat", "flat", "bare")
-    if kind == "bare" or not is_float(x):
+    if kind == "bare" or not is_float(x) or x.shape[-1] is None:
         return x
     if kind == "flat" and len(x.shape) > 2 and None not in x.shape[1:]:
         x = L.Flatten()(x)
     return L.Dense(pool.number(1, 3))(x)
 
 
-def random_model(draw, most=14):
+def random_model(draws, most=14):
     """A model of up to `most` moves from one to three inputs."""
     keras.utils.set_random_seed(0)
-    pool = Pool(draw, [])
+    pool = Pool(draws, [])
     inputs = [random_input(pool) for _ in range(pool.one_of(1, 1, 2, 3))]
     for one in inputs:
         pool.tensors.append(one if pool.maybe(4) else first(pool, one))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 from keras import layers as L
-from random_graphs import Pool, is_float, move, moves, read_by
+from random_graphs import Pool, is_float, move, read_by
 
 ANY, SPATIAL = (2, 3, 4, 5), (3, 4, 5)
 
@@ -88,11 +88,6 @@ def global_pooling(p, x):
     return layer(p.one_of("GlobalMaxPooling", "GlobalAveragePooling"), "", x, **kwargs)(x)
 
 
-@move(4)
-def adaptive_pooling(p, x):
-    return p.one_of(L.AdaptiveAveragePooling2D, L.AdaptiveMaxPooling2D)(p.number(1, 2))(x)
-
-
 @move(3, 4, 5)
 def borders(p, x):
     kwargs = {"data_format": p.one_of("channels_last", "channels_first")} if len(x.shape) > 3 else {}
@@ -105,13 +100,9 @@ def resizing(p, x):
     return p.one_of(L.Resizing(3, 4), L.Resizing(4, 4, "nearest"), L.CenterCrop(2, 2))(x)
 
 
-moves("ReLU LeakyReLU ELU Identity", ANY, lambda name: lambda p, x: getattr(L, name)()(x))
-moves("Dropout GaussianDropout GaussianNoise AlphaDropout", ANY, lambda name: lambda p, x: getattr(L, name)(0.5)(x))
-
-
 @move(*ANY)
 def activation(p, x):
-    chosen = [p.one_of("relu", "sigmoid", "hard_silu", "softplus", "softmax", "log_softmax", "glu", "my"), "linear"]
+    chosen = [p.one_of("relu", "sigmoid", "hard_silu", "softplus", "softmax", "log_softmax", "my"), "linear"]
     return L.Activation(keras.ops.tanh if chosen[0] == "my" else chosen[p.number(0, 1)])(x)
 
 
@@ -119,7 +110,10 @@ def activation(p, x):
 def quiet(p, x):
     """Layers that act on numbers alone."""
     spatial = layer("SpatialDropout", "", x, 0.5) if len(x.shape) > 2 else L.Identity()
-    return p.one_of(spatial, L.ActivityRegularization(0.1), L.Softmax(axis=p.axis(x)), L.Rescaling(0.5, 0.1))(x)
+    dropouts = (L.Dropout(0.5), L.GaussianDropout(0.5), L.GaussianNoise(0.5), L.AlphaDropout(0.5), spatial)
+    activations = (L.ReLU(), L.LeakyReLU(), L.ELU(), L.Softmax(axis=p.axis(x)))
+    others = (L.Identity(), L.ActivityRegularization(0.1), L.Rescaling(0.5, 0.1), L.Rescaling(2.0))
+    return p.one_of(*dropouts, *activations, *others)(x)
 
 
 @move(*ANY)
@@ -143,7 +137,7 @@ def normalization(p, x):
     axis = p.one_of(-1, p.axis(x))
     kind = p.one_of(L.LayerNormalization, L.RMSNormalization, L.UnitNormalization)
     several = kind is L.LayerNormalization and len(x.shape) > 3 and p.maybe(3)
-    return kind(axis=(-2, -1) if several else axis)(x)
+    return kind(axis=(-2, -1) if several else -1 if kind is L.RMSNormalization else axis)(x)
 
 
 @move(*SPATIAL)
@@ -157,9 +151,19 @@ def unit_wise(p, x):
     return L.Normalization(axis=-1, mean=0.1, variance=2.0)(x)
 
 
-MERGES = "Add Subtract Multiply Average Maximum Minimum"
-moves(MERGES, ANY, lambda name: lambda p, x: getattr(L, name)()([x, p.like(x)]))
-moves("residual", ANY, lambda name: lambda p, x: L.Add()([L.Dense(x.shape[-1])(dense(p, x)), x]))
+MERGES = (L.Add, L.Subtract, L.Multiply, L.Average, L.Maximum, L.Minimum)
+
+
+@move(*ANY)
+def merge(p, x):
+    kind = p.one_of(*MERGES)
+    several = [p.like(x)] if kind is not L.Subtract and p.maybe(3) else []
+    return kind()([x, p.like(x), *several])
+
+
+@move(*ANY)
+def residual(p, x):
+    return L.Add()([L.Dense(x.shape[-1])(dense(p, x)), x])
 
 
 @move(*ANY)
@@ -169,7 +173,7 @@ def gate(p, x):
     for axis in range(1, len(x.shape)):
         if p.maybe():
             h = keras.ops.mean(h, axis, keepdims=True)
-    return getattr(L, p.one_of("Add", "Multiply", "Maximum"))()([x, h] if p.maybe() else [h, x])
+    return p.one_of(*MERGES)()([x, h] if p.maybe() else [h, x])
 
 
 @move(4)
@@ -182,7 +186,7 @@ def squeeze_and_excite(p, x):
 def ranks(p, x):
     """Of a smaller rank, broadcast as NumPy does (the batch may meet an axis of the same size only by chance)."""
     other = p.of_rank(len(x.shape), lambda t: t.shape[-1] in (1, x.shape[-1]))
-    return getattr(L, p.one_of(*MERGES.split()))()([x, other])
+    return p.one_of(*MERGES)()([x, other])
 
 
 @move(*ANY)
@@ -303,17 +307,20 @@ def multi_head_attention(p, x):
     same = p.maybe()
     value = x if same else p.of_rank(len(x.shape))
     key = p.like(value) if p.maybe(3) else None
-    kwargs = {"value_dim": p.one_of(None, 1, 3), "output_shape": p.one_of(None, None, 3), "use_bias": not p.maybe(4)}
+    kwargs = {"value_dim": p.one_of(None, 1, 3), "output_shape": p.one_of(None, None, 3, (2, 2)), "use_bias": not p.maybe(4)}
     made = L.MultiHeadAttention(p.number(1, 4), p.number(1, 3), use_gate=p.maybe(6), **kwargs)
-    return made(x, value, key, return_attention_scores=p.maybe(4), use_causal_mask=same and key is None and p.maybe(3))
+    scores = len(x.shape) == 3 and p.maybe(4)  # Keras gives a wrong shape for those of a larger rank
+    return made(x, value, key, return_attention_scores=scores, use_causal_mask=same and key is None and p.maybe(3))
 
 
 @move(3)
 def group_query_attention(p, x):
     groups = p.number(1, 3)
     value = p.like(x) if p.maybe() else x
-    made = L.GroupQueryAttention(p.number(1, 4), groups * p.number(1, 2), groups, use_bias=not p.maybe(4))
-    return made(x, value, return_attention_scores=p.maybe(4))
+    made = L.GroupQueryAttention(p.number(1, 4), groups * p.number(1, 2), groups, use_gate=p.maybe(4))
+    key = p.like(value) if p.maybe(3) else None
+    mask = keras.ops.matmul(x, keras.ops.swapaxes(value, 1, 2)) > 0.1 if p.maybe(6) else None
+    return made(x, value, key, attention_mask=mask, return_attention_scores=p.maybe(4))
 
 
 @move(3)
@@ -343,7 +350,7 @@ def nested(p, x):
     """A model as a layer, called once or on two tensors."""
     if p.depth > 1:
         return dense(p, x)
-    inside = Pool(p._draw, [keras.Input(x.shape[1:])], p.depth + 1)
+    inside = Pool(p.draws, [keras.Input(x.shape[1:])], p.depth + 1)
     first = inside.tensors[0]
     if p.maybe():
         inside.tensors.append(keras.Input(x.shape[1:]))

@@ -2,12 +2,16 @@
 
 import numpy as np
 from keras import ops
-from random_graphs import move, moves
+from random_graphs import move
 from random_layers import ANY, SPATIAL, factors
 
 UNARY = "relu sigmoid tanh silu gelu elu softplus leaky_relu hard_swish square sin cos abs negative relu6 log_sigmoid"
-moves(UNARY, ANY, lambda name: lambda p, x: getattr(ops, name)(x))
-REDUCTIONS = "mean sum max min std var"
+REDUCTIONS = "mean sum max min std var amax prod"
+
+
+@move(*ANY)
+def unary(p, x):
+    return getattr(ops, p.one_of(*UNARY.split()))(x)
 
 
 @move(*ANY)
@@ -56,6 +60,8 @@ def op_reshape(p, x):
         target = [*x.shape[1:axis], *factors(p, x.shape[axis], 2), *x.shape[axis + 1 :]]
     else:
         target = factors(p, int(np.prod(x.shape[1:])), p.number(1, 4))
+    if None in target:
+        raise ValueError("Keras cannot run it")
     return ops.reshape(x, (-1, *target))
 
 
@@ -112,7 +118,7 @@ def get_item(p, x):
 @move(*ANY)
 def pad(p, x):
     widths = [(0, 0), *[(p.number(0, 1), p.number(0, 1)) for _ in x.shape[2:]], p.one_of((0, 0), (0, 0), (1, 0))]
-    return ops.pad(x, widths, mode=p.one_of("constant", "reflect"))
+    return ops.pad(x, widths, mode=p.one_of("constant", "reflect" if 1 not in x.shape else "symmetric"))
 
 
 @move(*SPATIAL)
@@ -144,7 +150,7 @@ def resize(p, x):
 
 @move(*ANY)
 def flip(p, x):
-    return ops.flip(x, p.one_of(p.axis(x), (p.axis(x), -1)))
+    return ops.flip(x, p.one_of(p.axis(x), -1, (1, -1) if len(x.shape) > 2 else 1))
 
 
 @move(*ANY)

@@ -18,7 +18,7 @@ from kdopt.graph.channels import (  # noqa: F401  their rules register themselve
 from kdopt.graph.channels.handlers_sequences import unknown
 from kdopt.graph.channels.labels import Flow, Labels, Role, Slot
 from kdopt.graph.channels.rules import Call, rule_of
-from kdopt.graph.trace import graph_of, nodes_of
+from kdopt.graph.trace import graph_of, nodes_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
     for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
         found.paths.setdefault(id(layer), name)
     if isinstance(operation, keras.Model) and rule_of(operation) is None:
-        return _inline(found, graph_of(operation), call.flows, name)
+        return _inline(found, graph_of(operation), tensors_of(call.args, call.kwargs, Flow), name)
     rule = rule_of(operation) or unknown
     made = rule(found.labels, operation, call)
     return made if isinstance(made, list) else [made]

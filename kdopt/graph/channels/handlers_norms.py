@@ -55,6 +55,9 @@ def group_normalization(labels: Labels, layer: Any, call: Call) -> Flow:
     """With one channel a group every channel is normalized alone; larger groups must stay."""
     axis = layer.axis
     label = call.x.labels[axis]
+    for other in call.x.labeled():
+        if other != axis % len(call.x.shape):
+            labels.freeze(call.x.labels[other], f"{layer.name!r} normalizes over it")
     if label is None:
         return call.x
     if layer.groups not in (-1, label.size):

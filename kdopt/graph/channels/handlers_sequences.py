@@ -37,7 +37,8 @@ def multi_head_attention(labels: Labels, layer: Any, call: Call) -> Any:
     labels.follows(layer, value.bias, 1, widths)
     labels.reads(layer, kernel_of(output), 1, widths)
     if getattr(layer, "_use_gate", False):
-        labels.freeze(widths, f"{layer.name!r} has gates")
+        labels.unite(labels.makes(layer, kernel_of(layer._gate_dense), 2), widths)
+        labels.follows(layer, layer._gate_dense.bias, 1, widths)
     return _attended(labels, layer, call, heads, query)
 
 
@@ -45,15 +46,16 @@ def multi_head_attention(labels: Labels, layer: Any, call: Call) -> Any:
 def _multi_head_attention(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
     _, heads, width = size(kernel_of(layer._value_dense))
     changes = {"num_heads": heads, "value_dim": width}
-    if outputs[0][-1] != layer._output_dense.kernel.shape[-1]:
-        changes["output_shape"] = outputs[0][-1]
+    if len(kernel_of(layer._output_dense).shape) == 3 and outputs[0][-1] != size(kernel_of(layer._query_dense))[0]:
+        changes["output_shape"] = outputs[0][-1]  # otherwise it is as wide as the query
     return changes
 
 
 @channel_rule(L.GroupQueryAttention)
 def group_query_attention(labels: Labels, layer: Any, call: Call) -> Any:
     """A head of keys and values goes with all heads of queries that it serves; all inputs are equally wide."""
-    wide = [flow for flow in call.flows[:3] if len(flow.shape) == 3]
+    arguments = _arguments(layer, call)
+    wide = [arguments[name] for name in ("query", "value", "key") if arguments.get(name) is not None]
     joined(labels, layer.name, [Flow(flow.shape[-1:], flow.labels[-1:]) for flow in wide], wide[0].shape[-1:])
     heads, query = _projections(labels, layer, call, groups=layer.num_query_heads // layer.num_key_value_heads)
     return _attended(labels, layer, call, heads, query)
@@ -74,15 +76,16 @@ def _projections(labels: Labels, layer: Any, call: Call, groups: int) -> tuple[n
     key = arguments["key"] if arguments.get("key") is not None else value
     _freeze_places(labels, layer, [query, key, value])
     heads = labels.makes(layer, kernel_of(layer._query_dense), 1)
-    for part, source in ((layer._query_dense, query), (layer._key_dense, key), (layer._value_dense, value)):
+    parts = [(layer._query_dense, query), (layer._key_dense, key), (layer._value_dense, value)]
+    if getattr(layer, "_gate_dense", None) is not None:
+        parts.append((layer._gate_dense, query))
+    for part, source in parts:
         labels.reads(layer, kernel_of(part), 0, source.at(-1))
         own = labels.makes(layer, kernel_of(part), 1)
         if own is not heads:
             labels.unite(heads, own if own.size == heads.size else np.repeat(own, groups))
         labels.follows(layer, part.bias, 0, own)
     labels.reads(layer, kernel_of(layer._output_dense), 0, heads)
-    if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
-        labels.freeze(heads, f"{layer.name!r} has gates")
     return heads, query
 
 
@@ -92,7 +95,7 @@ def _attended(labels: Labels, layer: Any, call: Call, heads: np.ndarray, query: 
     if len(kernel_of(output).shape) == 3 and isinstance(layer, L.MultiHeadAttention):
         made = labels.makes(layer, kernel_of(output), 2)
         labels.follows(layer, output.bias, 0, made)
-    elif query.at(-1) is not None:  # a group query attention is as wide as its query
+    elif isinstance(layer, L.GroupQueryAttention) and query.at(-1) is not None:  # it is as wide as its query
         made = labels.makes(layer, kernel_of(output), 2)
         labels.unite(made, query.at(-1))
         labels.follows(layer, output.bias, 0, made)
