@@ -46,7 +46,8 @@ def multi_head_attention(labels: Labels, layer: Any, call: Call) -> Any:
 def _multi_head_attention(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
     _, heads, width = size(kernel_of(layer._value_dense))
     changes = {"num_heads": heads, "value_dim": width}
-    if len(kernel_of(layer._output_dense).shape) == 3 and outputs[0][-1] != size(kernel_of(layer._query_dense))[0]:
+    alone = layer.get_config()["output_shape"] or outputs[0][-1] != size(kernel_of(layer._query_dense))[0]
+    if alone and len(kernel_of(layer._output_dense).shape) == 3:
         changes["output_shape"] = outputs[0][-1]  # otherwise it is as wide as the query
     return changes
 
