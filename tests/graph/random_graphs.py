@@ -118,19 +118,25 @@ def is_small(tensor):
     return len(tensor.shape) in (2, 3, 4, 5) and 0 not in sizes and np.prod([s or 6 for s in sizes]) <= LARGEST
 
 
-def random_input(pool):
-    kind = pool.one_of("vector", "sequence", "sequence", "image", "image", "volume", "tokens")
+def random_input(pool, batch=None):
+    kind = pool.one_of("sequence", "image", "sequence", "image", "image", "vector", "volume", "tokens")
     if kind == "tokens":
-        return keras.Input((pool.one_of(4, 5, None),), dtype="int32")
+        return keras.Input((pool.one_of(4, 5, None),), dtype="int32", batch_size=batch)
     rank = {"vector": 0, "sequence": 1, "image": 2, "volume": 3}[kind]
     spatial = [None if pool.maybe(12) else pool.number(2, 6 if rank < 3 else 4) for _ in range(rank)]
-    return keras.Input((*spatial, pool.number(1, 6)))
+    return keras.Input((*spatial, pool.number(1, 6)), batch_size=batch)
 
 
 def first(pool, x):
     """Channels that may go, where those of an input must stay."""
     width = pool.number(3, 8)
-    return L.Dense(width, activation=pool.one_of(None, "relu"))(x) if is_float(x) else L.Embedding(5, width)(x)
+    if not is_float(x):
+        return L.Embedding(5, width, mask_zero=pool.maybe(4))(x)
+    kinds = {3: L.Conv1D, 4: L.Conv2D, 5: L.Conv3D}
+    activation = pool.one_of(None, "relu")
+    if len(x.shape) in kinds and pool.maybe():
+        return kinds[len(x.shape)](width, 2, padding="same", activation=activation)(x)
+    return L.Dense(width, activation=activation)(x)
 
 
 def head(pool, x):
@@ -143,11 +149,12 @@ def head(pool, x):
     return L.Dense(pool.number(1, 3))(x)
 
 
-def random_model(draws, most=14):
+def random_model(draws, most=16):
     """A model of up to `most` moves from one to three inputs."""
     keras.utils.set_random_seed(0)
     pool = Pool(draws, [])
-    inputs = [random_input(pool) for _ in range(pool.one_of(1, 1, 2, 3))]
+    batch = 2 if pool.maybe(8) else None
+    inputs = [random_input(pool, batch) for _ in range(pool.one_of(1, 1, 2, 3))]
     for one in inputs:
         pool.tensors.append(one if pool.maybe(4) else first(pool, one))
     for _ in range(pool.number(2, most)):

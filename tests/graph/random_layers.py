@@ -266,7 +266,7 @@ def _recurrent(p, **more):
 
 @move(3)
 def recurrent(p, x):
-    made = _recurrent(p, go_backwards=p.maybe(4), return_state=p.maybe(4))
+    made = _recurrent(p, go_backwards=p.maybe(4), return_state=p.maybe(4), unroll=p.maybe(8))
     states = [p.of_rank(2) for _ in keras.tree.flatten(made.cell.state_size)]
     if not p.maybe(3) or None in states:
         return made(x)
@@ -291,14 +291,25 @@ def bidirectional(p, x):
 
 @move(3)
 def other_recurrent(p, x):
-    return L.RNN([L.GRUCell(3), L.LSTMCell(2)], return_sequences=True)(x)
+    """Layers that nobody has a rule for."""
+    cells = L.RNN([L.GRUCell(3), L.LSTMCell(2)], return_sequences=True)
+    return p.one_of(cells, L.SpectralNormalization(L.Conv1D(3, 1)), L.SpectralNormalization(L.Dense(4)))(x)
+
+
+@move(0)
+def tied(p, x):
+    """One table that is read in both directions."""
+    layer = L.ReversibleEmbedding(5, p.number(2, 4), reverse_dtype="float32")
+    return layer(L.Dense(layer.output_dim)(layer(x)), reverse=True)
 
 
 @move(*SPATIAL)
 def time_distributed(p, x):
     choices = [L.Dense(p.number(1, 5), activation=p.activation()), L.LayerNormalization(), L.BatchNormalization()]
     if len(x.shape) > 3:
-        choices += [L.Flatten(), _recurrent(p), L.Conv1D(4, 1)] if len(x.shape) == 4 else [L.Conv2D(3, 2), L.Flatten()]
+        choices += [L.Flatten(), keras.Sequential([L.Flatten(), L.Dense(4)])]
+        choices += [_recurrent(p), L.Conv1D(4, 1), L.Bidirectional(_recurrent(p))] if len(x.shape) == 4 else []
+        choices += [L.Conv2D(3, 2), L.DepthwiseConv2D(1), L.GlobalMaxPooling2D()] if len(x.shape) == 5 else []
     return L.TimeDistributed(p.one_of(*choices))(x)
 
 
@@ -308,6 +319,7 @@ def multi_head_attention(p, x):
     value = x if same else p.of_rank(len(x.shape))
     key = p.like(value) if p.maybe(3) else None
     kwargs = {"value_dim": p.one_of(None, 1, 3), "output_shape": p.one_of(None, None, 3, (2, 2)), "use_bias": not p.maybe(4)}
+    kwargs["attention_axes"] = p.one_of(None, 1, 2) if len(x.shape) == 4 else None
     made = L.MultiHeadAttention(p.number(1, 4), p.number(1, 3), use_gate=p.maybe(6), **kwargs)
     scores = len(x.shape) == 3 and p.maybe(4)  # Keras gives a wrong shape for those of a larger rank
     return made(x, value, key, return_attention_scores=scores, use_causal_mask=same and key is None and p.maybe(3))
@@ -359,9 +371,11 @@ def nested(p, x):
         inside.step()
     ends = [t for t in inside.ends() if all(t is not one for one in inputs)] or [L.Dense(3)(first)]
     inputs = read_by(inputs, ends)
-    model = keras.Model(inputs if len(inputs) > 1 else inputs[0], ends if len(ends) > 1 else ends[0])
-    calls = [[p.like(x) if i or p.maybe() else x for i in inputs] for _ in range(p.number(1, 2))]
-    return [model(given if len(given) > 1 else given[0]) for given in calls]
+    named = p.maybe(3)
+    wrap = (lambda given: {f"z{len(given) - i}": t for i, t in enumerate(given)}) if named else list
+    model = keras.Model(*((wrap(made) if len(made) > 1 else made[0]) for made in (inputs, ends)))
+    calls = [[p.like(x) if p.maybe() else x for _ in inputs] for _ in range(p.number(1, 2))]
+    return [model(wrap(given) if len(given) > 1 else given[0]) for given in calls]
 
 
 @move(*ANY)

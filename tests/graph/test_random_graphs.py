@@ -15,7 +15,8 @@ from random_graphs import Draws, random_model
 
 from kdopt.graph import trace_channels, without
 from kdopt.graph.trace import graph_of, nodes_of
-from kdopt.pruning.structural import apply_plan, plan_channels
+from kdopt.pruning.structural import ReachedError, apply_plan, plan_channels
+from kdopt.pruning.structural.apply import _identities
 
 TOLERANCE = 2e-5
 SETTINGS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -79,10 +80,28 @@ def kinds_that_shrank(graph, removed):
     return {type(s.layer).__name__ for s in slots if np.isin(graph.labels.roots(s.labels), removed).any()}
 
 
+def check_plan(model, share, x, seen):
+    """The same by a criterion, or a refusal that says why."""
+    try:
+        plan = plan_channels(model, channels=0.9 * share, criterion="l2", scope="layer" if share > 0.5 else "global")
+    except ValueError as refused:
+        assert str(refused).startswith("No channel of") or isinstance(refused, ReachedError)
+        seen["refused"] += 1
+        return
+    small = apply_plan(model, plan)
+    graph = trace_channels(model)
+    removed = _identities(model, plan, graph)
+    assert removed.size
+    assert largest_difference(outputs_of_oracle(model, graph, removed, x), outputs(small, x)) < TOLERANCE
+    assert sum(weight.shape.num_elements() for weight in small.weights) == plan.parameters[1]
+    seen["planned"] += 1
+
+
 def check_example(draws, folder, seen):
     """One graph, one random choice of channels."""
     keras.backend.clear_session()
-    share, seed, save = draws.one_of(0.5, 0.2, 0.8, 1.0), draws.number(0, 99), draws.maybe(8)
+    share, seed = draws.one_of(0.5, 0.2, 0.8, 1.0), draws.number(0, 99)
+    save, plan = draws.maybe(8), draws.maybe(6)
     model = disturbed(random_model(draws))
     before, x = model.get_weights(), inputs_of(model, size=6)
     seen["examples"] += 1
@@ -109,6 +128,8 @@ def check_example(draws, folder, seen):
     seen["mattered"] += largest_difference(whole, expected) > 100 * TOLERANCE
     seen["kinds with removal"].update(kinds_of(graph_of(model)))
     seen["kinds that shrank"].update(kinds_that_shrank(graph, removed))
+    if plan:
+        check_plan(model, share, x, seen)
     if save:
         seen["saved"] += 1
         small.save(folder / "small.keras")

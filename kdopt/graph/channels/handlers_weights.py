@@ -59,7 +59,7 @@ def conv(labels: Labels, layer: Any, call: Call) -> Flow:
         if read is not None:
             inside = read.reshape(groups, -1)
             labels.unite(inside[1:], np.broadcast_to(inside[0], inside[1:].shape))
-            labels.reads(layer, kernel, -2, inside[0])
+        labels.reads(layer, kernel, -2, None if read is None else inside[0])
         inside = made.reshape(groups, -1)  # every group stays, and all groups lose the same places
         labels.unite(inside[1:], np.broadcast_to(inside[0], inside[1:].shape))
     labels.follows(layer, layer.bias, 0, made)
