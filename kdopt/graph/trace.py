@@ -35,6 +35,11 @@ def is_graph(model: Any) -> bool:
     return isinstance(model, Functional) and type(model).call is Functional.call
 
 
+def makes_graphs(kind: type) -> bool:
+    """Whether a model class is called with inputs and outputs, as `keras.Model` is."""
+    return issubclass(kind, Functional) and kind.__init__ is Functional.__init__ and kind.call is Functional.call
+
+
 def nodes_of(graph: keras.Function) -> Iterator[Any]:
     """The recorded calls of a graph in an order in which they can run; without its inputs."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
@@ -42,7 +47,7 @@ def nodes_of(graph: keras.Function) -> Iterator[Any]:
 
 
 def tensors_of(args: Any, kwargs: dict[str, Any], kind: type) -> list[Any]:
-    """The tensors (of class `kind`) that a nested model is called on; Keras adds the masks of some as arguments."""
+    """What a nested model is called on, leaves of class `kind`; not the masks, which Keras adds as arguments."""
     named = {name: value for name, value in kwargs.items() if name != "mask" and not name.endswith("_mask")}
     return [leaf for leaf in keras.tree.flatten((args, named)) if isinstance(leaf, kind)]
 

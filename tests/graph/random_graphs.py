@@ -1,7 +1,7 @@
 """Random graphs of Keras layers and `keras.ops`: a pool of tensors, and moves that make one more of them.
 
-A move is a function `(pool, x) -> tensor or tensors`, listed under the ranks of `x` it is for. A move that Keras refuses
-for a shape adds nothing; that moves are refused too often is what the coverage counted by the test would show.
+A move is a function `(pool, x) -> tensor or tensors`, listed under the ranks of `x` it is for. A move that Keras
+refuses for a shape adds nothing; were a kind always refused, the coverage that the test counts would show it.
 """
 
 from collections import defaultdict
@@ -162,7 +162,8 @@ def random_model(draws, most=16):
     ends = [end for end in pool.ends() if not any(end is tensor for tensor in inputs)][-4:]
     ends = ends or [first(pool, one) for one in inputs]
     outputs = [head(pool, end) for end in ends]
-    return keras.Model(read_by(inputs, outputs), outputs)
+    inputs = read_by(inputs, outputs)
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs)
 
 
 def read_by(inputs, outputs):

@@ -30,7 +30,13 @@ def where(p, x):
 
 @move(*ANY)
 def clip(p, x):
-    return p.one_of(ops.clip(x, -1.0, 1.0), ops.stop_gradient(x), ops.cast(x, "float32"), x / 2, 1 - x)
+    return p.one_of(
+        ops.clip(x, -1.0, 1.0),
+        ops.stop_gradient(x),
+        ops.cast(x, "float32"),
+        x / 2,
+        1 - x,
+    )
 
 
 @move(*ANY)
@@ -143,7 +149,7 @@ def op_pool(p, x):
     return p.one_of(ops.max_pool, ops.average_pool)(x, p.number(1, 2), **kwargs)
 
 
-@move(4)
+@move(3, 4)
 def resize(p, x):
     return ops.image.resize(x, (3, 4), data_format=p.one_of("channels_last", "channels_first"))
 

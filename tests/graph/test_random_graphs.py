@@ -1,24 +1,29 @@
 """Any graph of layers with rules: what is left of it equals the oracle, or it is said why nothing may go."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import keras
 import numpy as np
 import pytest
 import random_layers  # noqa: F401  the moves list themselves
 import random_ops  # noqa: F401
+import random_sequences  # noqa: F401
 import tensorflow as tf
 from channel_oracle import chosen, disturbed, inputs_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keras.src.applications.convnext import LayerScale
 from random_graphs import Draws, random_model
 
 from kdopt.graph import trace_channels, without
+from kdopt.graph.channels.rules import _RESIZES, _RULES
 from kdopt.graph.trace import graph_of, nodes_of
 from kdopt.pruning.structural import ReachedError, apply_plan, plan_channels
 from kdopt.pruning.structural.apply import _identities
 
 TOLERANCE = 2e-5
+BYTES = 300
+WITHOUT_WEIGHTS = {"Reshape", "TimeDistributed", "Bidirectional"}  # of their own
 SETTINGS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
@@ -84,9 +89,13 @@ def check_plan(model, share, x, seen):
     """The same by a criterion, or a refusal that says why."""
     try:
         plan = plan_channels(model, channels=0.9 * share, criterion="l2", scope="layer" if share > 0.5 else "global")
-    except ValueError as refused:
-        assert str(refused).startswith("No channel of") or isinstance(refused, ReachedError)
+    except ValueError as error:
         seen["refused"] += 1
+        refused = error
+    else:
+        refused = None
+    if refused:
+        assert isinstance(refused, ReachedError) or str(refused).startswith("No channel of")
         return
     small = apply_plan(model, plan)
     graph = trace_channels(model)
@@ -136,3 +145,40 @@ def check_example(draws, folder, seen):
         assert largest_difference(outputs(small, x), outputs(keras.models.load_model(folder / "small.keras"), x)) == 0
 
 
+def check_examples(count, folder):
+    """Checks `count` graphs and returns what occurred in them."""
+    seen = defaultdict(int) | {name: Counter() for name in ("kinds", "kinds with removal", "kinds that shrank")}
+
+    @settings(max_examples=count, **SETTINGS)
+    @given(st.binary(min_size=BYTES, max_size=BYTES))
+    def check(stream):
+        check_example(Draws(stream), folder, seen)
+
+    check()
+    print({name: number for name, number in seen.items() if isinstance(number, int)})
+    for name in ("kinds with removal", "kinds that shrank"):
+        print(name, dict(seen[name].most_common()))
+    assert seen["removed"] > 0.55 * seen["examples"]
+    assert seen["mattered"] > 0.9 * seen["removed"]
+    assert seen["illegal"] < 0.05 * seen["examples"]
+    return seen
+
+
+def test_a_few_random_graphs(tmp_path):
+    seen = check_examples(40, tmp_path)
+    assert len(seen["kinds with removal"]) > 60
+
+
+@pytest.mark.slow
+def test_a_thousand_random_graphs(tmp_path):
+    """Every layer that has a rule, and every rule for operations, is in a graph that lost channels."""
+    seen = check_examples(1000, tmp_path)
+    found = set(seen["kinds with removal"])
+    layers = {kind.__name__ for kind in _RULES if issubclass(kind, keras.layers.Layer) and kind is not LayerScale}
+    assert layers - found == set()
+    rules = {rule: {kind.__name__ for kind in _RULES if _RULES[kind] is rule} for rule in set(_RULES.values())}
+    assert [rule.__name__ for rule, kinds in rules.items() if not kinds & (found | {"LayerScale"})] == []
+    sized = {kind.__name__ for kind in _RESIZES if issubclass(kind, keras.layers.Layer)} & found
+    assert sized - set(seen["kinds that shrank"]) <= WITHOUT_WEIGHTS
+    assert seen["saved"] > 50
+    assert seen["planned"] > 50

@@ -147,9 +147,14 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
     for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
         found.paths.setdefault(id(layer), name)
     if isinstance(operation, keras.Model) and rule_of(operation) is None:
-        inputs = tensors_of(call.args, call.kwargs, Flow)
+        inputs, graph = tensors_of(call.args, call.kwargs, Flow), graph_of(operation)
+        if len(inputs) != len(graph.inputs):
+            raise TypeError(
+                f"The model {name!r} is called on {len(inputs)} tensors, but was built on {len(graph.inputs)}. Way "
+                "out: let its `call` take one list of tensors, or write it with the functional API."
+            )
         _go_together(found.labels, operation, found.inputs.setdefault(id(operation), inputs), inputs)
-        return _inline(found, graph_of(operation), inputs, name)
+        return _inline(found, graph, inputs, name)
     rule = rule_of(operation) or unknown
     made = rule(found.labels, operation, call)
     outputs = made if isinstance(made, list) else [made]

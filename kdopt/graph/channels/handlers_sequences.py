@@ -11,7 +11,7 @@ from kdopt.graph.channels.activations import is_elementwise
 from kdopt.graph.channels.handlers_merge import concatenated, joined
 from kdopt.graph.channels.handlers_weights import kernel_of
 from kdopt.graph.channels.labels import Flow, Labels
-from kdopt.graph.channels.rules import Call, channel_rule, renewed, resize_rule, rule_of
+from kdopt.graph.channels.rules import Call, channel_rule, extended, renewed, resize_rule, rule_of
 
 L = keras.layers
 
@@ -101,7 +101,12 @@ def _attended(labels: Labels, layer: Any, call: Call, heads: np.ndarray, query: 
         labels.unite(made, query.at(-1))
         labels.follows(layer, output.bias, 0, made)
     result = query.given(call.shape, {-1: made})
-    return result if len(call.shapes) == 1 else [result, Flow.plain(call.shapes[1]).given(call.shapes[1], {1: heads})]
+    if len(call.shapes) == 1:
+        return result
+    if len(query.shape) > 3:
+        labels.freeze(heads, f"{layer.name!r} shows its scores")
+        return [result, Flow.plain(call.shapes[1])]
+    return [result, Flow.plain(call.shapes[1]).given(call.shapes[1], {1: heads})]
 
 
 @channel_rule(L.Attention, L.AdditiveAttention)
@@ -151,7 +156,8 @@ def _recurrent(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 def bidirectional(labels: Labels, layer: Any, call: Call) -> Any:
     arguments = _arguments(layer, call)
     rule = rule_of(layer.forward_layer)
-    if rule is None or arguments.get("initial_state") is not None or layer.return_state:
+    known = rule is not None and rule is rule_of(layer.backward_layer)
+    if not known or arguments.get("initial_state") is not None or layer.return_state:
         return unknown(labels, layer, call)
     shapes = tuple((*shape[:-1], layer.forward_layer.cell.units) for shape in call.shapes)
     both = [
@@ -181,7 +187,7 @@ def _bidirectional(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 def time_distributed(labels: Labels, layer: Any, call: Call) -> Any:
     rule = rule_of(layer.layer)
     if rule is None or len(call.flows) != 1:
-        return unknown(labels, layer, call)
+        return unknown(labels, layer if rule else layer.layer, call)
     labels.freeze(call.x.labels[1], f"{layer.name!r} runs over it")
     inner = Flow((call.x.shape[0], *call.x.shape[2:]), (None, *call.x.labels[2:]))
     shape = (call.shape[0], *call.shape[2:])
@@ -197,10 +203,11 @@ def _time_distributed(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 
 def unknown(labels: Labels, layer: Any, call: Call) -> Any:
     """What nobody has a rule for: everything that goes in must stay, nothing that comes out can be removed."""
-    reason = (
-        f"{layer.name!r} ({type(layer).__name__}) has no channel rule; give it one with "
-        f"@kdopt.graph.channel_rule({type(layer).__name__})"
-    )
+    kind = type(layer).__name__
+    if extended(layer):
+        reason = f"{layer.name!r} ({kind}) is quantized or has LoRA weights"
+    else:
+        reason = f"{layer.name!r} ({kind}) has no channel rule; give it one with @kdopt.graph.channel_rule({kind})"
     for flow in call.flows:
         for axis in flow.labeled():
             labels.freeze(flow.labels[axis], reason)

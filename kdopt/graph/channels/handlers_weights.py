@@ -146,6 +146,10 @@ def einsum_dense(labels: Labels, layer: Any, call: Call) -> Flow:
     kernel = kernel_of(layer)
     inputs, weights, result = letters(layer.equation, len(call.x.shape))
     made: dict[str, np.ndarray | None] = {}
+    if len(set(inputs)) < len(inputs):
+        for axis in call.x.labeled():
+            labels.freeze(call.x.labels[axis], f"{layer.name!r} takes a diagonal")
+        return Flow.plain(call.shape)
     for letter in weights:
         axis = weights.index(letter)
         if letter not in inputs:
