@@ -35,7 +35,7 @@ def is_graph(model: Any) -> bool:
     return isinstance(model, Functional) and type(model).call is Functional.call
 
 
-def makes_graphs(kind: type) -> bool:
+def makes_graphs(kind: Any) -> bool:
     """Whether a model class is called with inputs and outputs, as `keras.Model` is."""
     return issubclass(kind, Functional) and kind.__init__ is Functional.__init__ and kind.call is Functional.call
 

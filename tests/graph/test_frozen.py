@@ -37,7 +37,7 @@ CASES = {
     "image": (L.Resizing(3, 6, name="n"), "'n' takes the batch for an axis of an image"),
     "image op": (lambda h: ops.image.resize(h, (3, 6)), "'resize' takes the batch for an axis of an image"),
     "places": (L.GroupNormalization(4, axis=1, name="n"), "'n' normalizes over it"),
-    "model": (L.TimeDistributed(keras.Sequential([L.Dense(3)], name="n")), "'n' (Sequential) has no channel rule; give"),
+    "model": (L.TimeDistributed(keras.Sequential([L.Dense(3)], name="n")), "'n' (Sequential) has no channel rule"),
     "backward": (
         L.Bidirectional(L.LSTM(3), backward_layer=L.RNN(L.LSTMCell(3), go_backwards=True), name="n"),
         "'n' (Bidirectional) has no channel rule; give it one",

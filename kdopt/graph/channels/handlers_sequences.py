@@ -156,8 +156,8 @@ def _recurrent(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 def bidirectional(labels: Labels, layer: Any, call: Call) -> Any:
     arguments = _arguments(layer, call)
     rule = rule_of(layer.forward_layer)
-    known = rule is not None and rule is rule_of(layer.backward_layer)
-    if not known or arguments.get("initial_state") is not None or layer.return_state:
+    other = rule_of(layer.backward_layer)
+    if rule is None or rule is not other or arguments.get("initial_state") is not None or layer.return_state:
         return unknown(labels, layer, call)
     shapes = tuple((*shape[:-1], layer.forward_layer.cell.units) for shape in call.shapes)
     both = [
