@@ -92,7 +92,7 @@ def group_query_attention(p, x):
 
 @move(3)
 def attention(p, x):
-    value = p.of_rank(3, lambda t: t.shape[-1] == x.shape[-1]) or x
+    value = p.of_rank(3, lambda t: t.shape[-1] == x.shape[-1])
     key = [p.like(value)] if p.maybe(3) else []
     kind = p.one_of(L.Attention(score_mode=p.one_of("dot", "concat")), L.Attention(True), L.AdditiveAttention())
     return kind([x, value, *key], return_attention_scores=p.maybe(4))
