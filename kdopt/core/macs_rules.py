@@ -27,7 +27,10 @@ def size(x: Any) -> int:
 @operation_rule("Inner")
 def _matmul(operation: Any, args: Any, output: Any) -> int:
     """(..., m, k) x (..., k, n): m * n * k."""
-    return size(output) * (args[0].shape[-1] if args[0].shape and args[1].shape else 1)
+    inner = args[0].shape[-1:] if args[1].shape else ()
+    if None in inner:
+        raise UnknownMacs(f"a shape inside is open: {tuple(args[0].shape)}")
+    return size(output) * math.prod(inner)
 
 
 @operation_rule("Vdot")

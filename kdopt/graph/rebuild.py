@@ -9,7 +9,7 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.rules import renewed
-from kdopt.graph.trace import graph_of, is_graph, nodes_of
+from kdopt.graph.trace import graph_of, makes_graphs, nodes_of
 
 
 def without(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
@@ -43,12 +43,17 @@ class _Cut:
         self._made: dict[int, Any] = {}
         self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
-    def model(self, model: keras.Model, given: list[Any] | None = None) -> keras.Model:
-        """A new model; `given` are the tensors a nested one is called on, which may have become narrower."""
+    def model(self, model: keras.Model) -> keras.Model:
+        """A new model; what a nested one is called on may have become narrower."""
         graph = graph_of(model)
-        shapes = [t.shape for t in graph.inputs] if given is None else [t.shape for t in given]
+        called = self._graph.inputs.get(id(model))
+        shapes = [self._new_shape(flow) for flow in called] if called else [t.shape for t in graph.inputs]
         placed = [
-            keras.Input(batch_shape=(t.shape[0], *shape[1:]), dtype=t.dtype, name=_name_of(t))
+            keras.Input(
+                batch_shape=[None if old is None else new for old, new in zip(t.shape, shape, strict=True)],
+                dtype=t.dtype,
+                name=_name_of(t),
+            )
             for t, shape in zip(graph.inputs, shapes, strict=True)
         ]
         inputs = keras.tree.pack_sequence_as(graph._inputs_struct, placed)
@@ -56,7 +61,7 @@ class _Cut:
             made = keras.Sequential([placed[0], *(self._operation(layer) for layer in model.layers)], name=model.name)
         else:
             outputs = self._run(graph, placed)
-            kind: Callable[..., keras.Model] = type(model) if is_graph(model) else keras.Model
+            kind: Callable[..., keras.Model] = type(model) if makes_graphs(type(model)) else keras.Model
             made = kind(inputs, keras.tree.pack_sequence_as(graph._outputs_struct, outputs), name=model.name)
         self._pairs.append((model, made))
         return made
@@ -66,8 +71,15 @@ class _Cut:
         for old, new in self._pairs:
             if isinstance(old, keras.Model):
                 continue
-            for source, target in zip(old.weights, new.weights, strict=True):
-                target.assign(self._cut_value(source))
+            values = [self._cut_value(source) for source in old.weights]
+            if [value.shape for value in values] != [tuple(target.shape) for target in new.weights]:
+                raise TypeError(
+                    f"{old.name!r} ({type(old).__name__}) made again from its config has other weights: a class needs "
+                    "a `get_config` that says all, and a @kdopt.graph.resize_rule if its size is an argument; a "
+                    "quantized layer, or one with LoRA weights, is to be shrunk before that."
+                )
+            for value, target in zip(values, new.weights, strict=True):
+                target.assign(value)
         for old, new in self._pairs:
             for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
                 if one.trainable != other.trainable:
@@ -82,19 +94,18 @@ class _Cut:
         tensors = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
         for node in nodes_of(graph):
             args, kwargs = node.arguments.fill_in(tensors)
-            outputs = self._operation(node.operation, args, kwargs)(*args, **kwargs)
+            outputs = self._operation(node.operation)(*args, **kwargs)
             tensors.update({id(old): new for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True)})
         return [tensors[id(tensor)] for tensor in graph.outputs]
 
-    def _operation(self, operation: Any, *arguments: Any) -> Any:
+    def _operation(self, operation: Any) -> Any:
         if id(operation) not in self._made:
-            self._made[id(operation)] = self._new(operation, arguments)
+            self._made[id(operation)] = self._new(operation)
         return self._made[id(operation)]
 
-    def _new(self, operation: Any, arguments: Any) -> Any:
+    def _new(self, operation: Any) -> Any:
         if isinstance(operation, keras.Model):
-            given = [leaf for leaf in keras.tree.flatten(arguments) if isinstance(leaf, keras.KerasTensor)]
-            return self.model(operation, given)
+            return self.model(operation)
         calls = self._graph.outputs.get(id(operation))
         outputs = [self._new_shape(flow) for flow in calls[0]] if calls else []
         made = renewed(operation, self.size, outputs)

@@ -35,10 +35,21 @@ def is_graph(model: Any) -> bool:
     return isinstance(model, Functional) and type(model).call is Functional.call
 
 
+def makes_graphs(kind: Any) -> bool:
+    """Whether a model class is called with inputs and outputs, as `keras.Model` is."""
+    return issubclass(kind, Functional) and kind.__init__ is Functional.__init__ and kind.call is Functional.call
+
+
 def nodes_of(graph: keras.Function) -> Iterator[Any]:
     """The recorded calls of a graph in an order in which they can run; without its inputs."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
+
+
+def tensors_of(args: Any, kwargs: dict[str, Any], kind: type) -> list[Any]:
+    """What a nested model is called on, leaves of class `kind`; not the masks, which Keras adds as arguments."""
+    named = {name: value for name, value in kwargs.items() if name != "mask" and not name.endswith("_mask")}
+    return [leaf for leaf in keras.tree.flatten((args, named)) if isinstance(leaf, kind)]
 
 
 def _traced(model: keras.Model) -> keras.Function:

@@ -34,7 +34,8 @@ def activated(labels: Labels, layer: Any, flow: Flow, axis: int = -1) -> Flow:
     if activation is None or is_elementwise(activation):
         return flow
     name = getattr(activation, "__name__", repr(activation))
-    labels.freeze(flow.labels[axis], f"the activation {name} of {layer.name!r} {why(name)}")
+    for label in [flow.labels[axis]] if name in _MIXES else flow.labels:
+        labels.freeze(label, f"the activation {name} of {layer.name!r} {why(name)}")
     return flow
 
 

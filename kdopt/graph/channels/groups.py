@@ -17,8 +17,8 @@ from kdopt.graph.channels import (  # noqa: F401  their rules register themselve
 )
 from kdopt.graph.channels.handlers_sequences import unknown
 from kdopt.graph.channels.labels import Flow, Labels, Role, Slot
-from kdopt.graph.channels.rules import Call, rule_of
-from kdopt.graph.trace import graph_of, nodes_of
+from kdopt.graph.channels.rules import Call, resize_of, rule_of
+from kdopt.graph.trace import graph_of, nodes_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,14 @@ class ChannelGraph:
     Attributes:
         labels: Identities and the Variables that hold them.
         outputs: For each call of each layer or operation, by its identity and in order, the tensors it makes.
+        inputs: For each nested model the tensors of its first call.
         paths: Identity of a layer -> path.
         ends: The outputs of the model.
     """
 
     labels: Labels
     outputs: dict[int, list[list[Flow]]] = field(default_factory=lambda: defaultdict(list))
+    inputs: dict[int, list[Flow]] = field(default_factory=dict)
     paths: dict[int, str] = field(default_factory=dict)
     ends: list[Flow] = field(default_factory=list)
 
@@ -145,10 +147,32 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
     for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
         found.paths.setdefault(id(layer), name)
     if isinstance(operation, keras.Model) and rule_of(operation) is None:
-        return _inline(found, graph_of(operation), call.flows, name)
+        inputs, graph = tensors_of(call.args, call.kwargs, Flow), graph_of(operation)
+        if len(inputs) != len(graph.inputs):
+            raise TypeError(
+                f"The model {name!r} is called on {len(inputs)} tensors, but was built on {len(graph.inputs)}. Way "
+                "out: let its `call` take one list of tensors, or write it with the functional API."
+            )
+        _go_together(found.labels, operation, found.inputs.setdefault(id(operation), inputs), inputs)
+        return _inline(found, graph, inputs, name)
     rule = rule_of(operation) or unknown
     made = rule(found.labels, operation, call)
-    return made if isinstance(made, list) else [made]
+    outputs = made if isinstance(made, list) else [made]
+    if found.outputs[id(operation)] and resize_of(operation) is not None:
+        _go_together(found.labels, operation, found.outputs[id(operation)][0], outputs)
+    return outputs
+
+
+def _go_together(labels: Labels, operation: Any, first: list[Flow], now: list[Flow]) -> None:
+    """What has one size for all its calls needs tensors that lose the same channels."""
+    reason = f"{operation.name!r} is called on something that has no channels to remove, too"
+    for one, other in zip(first, now, strict=True):
+        for axis in range(-min(len(one.shape), len(other.shape)), 0):
+            here, there = one.at(axis), other.at(axis)
+            if here is None or there is None:
+                labels.freeze(there if here is None else here, reason)
+            elif here.size == there.size:
+                labels.unite(here, there)
 
 
 def groups_of(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:

@@ -65,6 +65,9 @@ def concatenated(labels: Labels, name: str, flows: list[Flow], axis: int, shape:
                 elif label is not None and labeled[0] is not None:
                     labels.unite(labeled[0], label)
             found[other] = labeled[0] if whole else None
+        elif shape[axis] is None:
+            for label in labeled:
+                labels.freeze(label, f"{name!r} puts it beside something of an open size")
         elif any(label is not None for label in labeled):
             parts = []
             for flow, label in zip(flows, labeled, strict=True):

@@ -17,18 +17,16 @@ def batch_normalization(labels: Labels, layer: Any, call: Call) -> Flow:
     variables = [layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance]
     if getattr(layer, "renorm", False):
         labels.freeze(read, f"{layer.name!r} uses renorm")
-    if read is not None:
-        for variable in variables:
-            labels.follows(layer, variable, 0, read)
+    for variable in variables:
+        labels.follows(layer, variable, 0, read)
     return call.x
 
 
 @channel_rule(L.PReLU)
 def prelu(labels: Labels, layer: Any, call: Call) -> Flow:
     for axis in range(1, len(call.x.shape)):
-        label = call.x.labels[axis]
-        if label is not None and layer.alpha.shape[axis - 1] == label.size and label.size > 1:
-            labels.follows(layer, layer.alpha, axis - 1, label)
+        if axis not in (layer.shared_axes or ()):
+            labels.follows(layer, layer.alpha, axis - 1, call.x.labels[axis])
     return call.x
 
 
@@ -39,8 +37,6 @@ def over_channels(labels: Labels, layer: Any, call: Call) -> Flow:
     axes = [axis % len(call.x.shape) for axis in axes]
     for axis in axes:
         label = call.x.labels[axis]
-        if label is None:
-            continue
         if not labels.cut_normalized_axes:
             labels.freeze(label, f"{layer.name!r} normalizes over it")
         for name in ("gamma", "beta", "scale"):
@@ -55,9 +51,10 @@ def group_normalization(labels: Labels, layer: Any, call: Call) -> Flow:
     """With one channel a group every channel is normalized alone; larger groups must stay."""
     axis = layer.axis
     label = call.x.labels[axis]
-    if label is None:
-        return call.x
-    if layer.groups not in (-1, label.size):
+    for other in call.x.labeled():
+        if other != axis % len(call.x.shape):
+            labels.freeze(call.x.labels[other], f"{layer.name!r} normalizes over it")
+    if layer.groups not in (-1, call.x.shape[axis]):
         labels.freeze(label, f"{layer.name!r} normalizes over groups of it")
     for variable in (layer.gamma, layer.beta):
         labels.follows(layer, variable, 0, label)

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import keras
 import numpy as np
 from keras.src.ops import core, image, nn
 from keras.src.ops import numpy as knp
@@ -18,7 +19,7 @@ def _classes(module: Any, names: str) -> list[type]:
 
 
 _UNARY = [
-    *_classes(knp, "Abs Absolute Arccos Arcsin Arctan Cbrt Ceil Clip Copy Cos Cosh Exp Exp2 Expm1 Fabs Floor Isfinite"),
+    *_classes(knp, "Abs Absolute Arccos Arcsin Arctan Cbrt Ceil Copy Cos Cosh Exp Exp2 Expm1 Fabs Floor Isfinite"),
     *_classes(knp, "Isinf Isnan Log Log10 Log1p Log2 LogicalNot NanToNum Negative Reciprocal Round Sign Sin Sinh Sqrt"),
     *_classes(knp, "Square Tan Tanh Trunc ZerosLike OnesLike"),
     *_classes(nn, "Celu Elu Gelu HardShrink HardSigmoid HardSilu HardTanh LeakyRelu LogSigmoid Relu Relu6 Selu"),
@@ -35,6 +36,13 @@ _REDUCE = _classes(
     "Mean Sum Max Min Amax Amin Prod Var Std Any All Median Argmax Argmin CountNonzero Average Nanmean Nansum Nanmax "
     "Nanmin",
 )
+
+
+@channel_rule(knp.Clip)
+def clip(labels: Labels, operation: Any, call: Call) -> Flow:
+    if np.ndim(operation.x_min) or np.ndim(operation.x_max):
+        freeze_all(labels, call, f"{operation.name!r} has bounds of its own for each channel")
+    return call.x
 
 
 @channel_rule(*_UNARY)
@@ -66,6 +74,9 @@ def reduce(labels: Labels, operation: Any, call: Call) -> Flow:
     axes = [a % rank for a in (range(rank) if axes is None else axes if isinstance(axes, (list, tuple)) else [axes])]
     for axis in axes:
         labels.freeze(call.x.labels[axis], f"{operation.name!r} sums over it")
+    if len(call.flows) > 1:
+        freeze_all(labels, call, f"{operation.name!r} takes weights")
+        return Flow.plain(call.shape)
     kept = [None if axis in axes else label for axis, label in enumerate(call.x.labels)]
     if not getattr(operation, "keepdims", False):
         kept = [label for axis, label in enumerate(kept) if axis not in axes]
@@ -192,7 +203,11 @@ def softmax(labels: Labels, operation: Any, call: Call) -> Flow:
 
 @channel_rule(nn.MaxPool, nn.AveragePool, image.Resize)
 def spatial(labels: Labels, operation: Any, call: Call) -> Flow:
-    axis = 1 if getattr(operation, "data_format", None) == "channels_first" else -1
+    data_format = getattr(operation, "data_format", None) or keras.config.image_data_format()
+    axis = 1 if data_format == "channels_first" else -1
+    if isinstance(operation, image.Resize) and len(call.x.shape) < 4:
+        freeze_all(labels, call, f"{operation.name!r} takes the batch for an axis of an image")
+        return Flow.plain(call.shape)
     for other in call.x.labeled():
         if other != axis % len(call.x.shape):
             labels.freeze(call.x.labels[other], f"{operation.name!r} mixes places along axis {other}")
@@ -213,7 +228,10 @@ def get_item(labels: Labels, operation: Any, call: Call) -> Flow:
     """Whole axes pass, also beside ones that are cut; a cut through channels keeps them all."""
     key = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
     parts = list(key) if isinstance(key, tuple) else [key]
-    if not all(part is Ellipsis or part is None or isinstance(part, (int, slice)) for part in parts):
+    if not all(
+        part is Ellipsis or part is None or (isinstance(part, (int, slice)) and not isinstance(part, bool))
+        for part in parts
+    ):
         freeze_all(labels, call, f"{operation.name!r} picks places")
         return Flow.plain(call.shape)
     named = sum(part is not None and part is not Ellipsis for part in parts)

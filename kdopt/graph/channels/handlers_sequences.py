@@ -11,7 +11,7 @@ from kdopt.graph.channels.activations import is_elementwise
 from kdopt.graph.channels.handlers_merge import concatenated, joined
 from kdopt.graph.channels.handlers_weights import kernel_of
 from kdopt.graph.channels.labels import Flow, Labels
-from kdopt.graph.channels.rules import Call, channel_rule, renewed, resize_rule, rule_of
+from kdopt.graph.channels.rules import Call, channel_rule, extended, renewed, resize_rule, rule_of
 
 L = keras.layers
 
@@ -37,7 +37,8 @@ def multi_head_attention(labels: Labels, layer: Any, call: Call) -> Any:
     labels.follows(layer, value.bias, 1, widths)
     labels.reads(layer, kernel_of(output), 1, widths)
     if getattr(layer, "_use_gate", False):
-        labels.freeze(widths, f"{layer.name!r} has gates")
+        labels.unite(labels.makes(layer, kernel_of(layer._gate_dense), 2), widths)
+        labels.follows(layer, layer._gate_dense.bias, 1, widths)
     return _attended(labels, layer, call, heads, query)
 
 
@@ -45,15 +46,17 @@ def multi_head_attention(labels: Labels, layer: Any, call: Call) -> Any:
 def _multi_head_attention(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
     _, heads, width = size(kernel_of(layer._value_dense))
     changes = {"num_heads": heads, "value_dim": width}
-    if outputs[0][-1] != layer._output_dense.kernel.shape[-1]:
-        changes["output_shape"] = outputs[0][-1]
+    alone = layer.get_config()["output_shape"] or outputs[0][-1] != size(kernel_of(layer._query_dense))[0]
+    if alone and len(kernel_of(layer._output_dense).shape) == 3:
+        changes["output_shape"] = outputs[0][-1]  # otherwise it is as wide as the query
     return changes
 
 
 @channel_rule(L.GroupQueryAttention)
 def group_query_attention(labels: Labels, layer: Any, call: Call) -> Any:
     """A head of keys and values goes with all heads of queries that it serves; all inputs are equally wide."""
-    wide = [flow for flow in call.flows[:3] if len(flow.shape) == 3]
+    arguments = _arguments(layer, call)
+    wide = [arguments[name] for name in ("query", "value", "key") if arguments.get(name) is not None]
     joined(labels, layer.name, [Flow(flow.shape[-1:], flow.labels[-1:]) for flow in wide], wide[0].shape[-1:])
     heads, query = _projections(labels, layer, call, groups=layer.num_query_heads // layer.num_key_value_heads)
     return _attended(labels, layer, call, heads, query)
@@ -74,15 +77,16 @@ def _projections(labels: Labels, layer: Any, call: Call, groups: int) -> tuple[n
     key = arguments["key"] if arguments.get("key") is not None else value
     _freeze_places(labels, layer, [query, key, value])
     heads = labels.makes(layer, kernel_of(layer._query_dense), 1)
-    for part, source in ((layer._query_dense, query), (layer._key_dense, key), (layer._value_dense, value)):
+    parts = [(layer._query_dense, query), (layer._key_dense, key), (layer._value_dense, value)]
+    if getattr(layer, "_gate_dense", None) is not None:
+        parts.append((layer._gate_dense, query))
+    for part, source in parts:
         labels.reads(layer, kernel_of(part), 0, source.at(-1))
         own = labels.makes(layer, kernel_of(part), 1)
         if own is not heads:
             labels.unite(heads, own if own.size == heads.size else np.repeat(own, groups))
         labels.follows(layer, part.bias, 0, own)
     labels.reads(layer, kernel_of(layer._output_dense), 0, heads)
-    if getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False):
-        labels.freeze(heads, f"{layer.name!r} has gates")
     return heads, query
 
 
@@ -92,12 +96,17 @@ def _attended(labels: Labels, layer: Any, call: Call, heads: np.ndarray, query: 
     if len(kernel_of(output).shape) == 3 and isinstance(layer, L.MultiHeadAttention):
         made = labels.makes(layer, kernel_of(output), 2)
         labels.follows(layer, output.bias, 0, made)
-    elif query.at(-1) is not None:  # a group query attention is as wide as its query
+    elif isinstance(layer, L.GroupQueryAttention) and query.at(-1) is not None:  # it is as wide as its query
         made = labels.makes(layer, kernel_of(output), 2)
         labels.unite(made, query.at(-1))
         labels.follows(layer, output.bias, 0, made)
     result = query.given(call.shape, {-1: made})
-    return result if len(call.shapes) == 1 else [result, Flow.plain(call.shapes[1]).given(call.shapes[1], {1: heads})]
+    if len(call.shapes) == 1:
+        return result
+    if len(query.shape) > 3:
+        labels.freeze(heads, f"{layer.name!r} shows its scores")
+        return [result, Flow.plain(call.shapes[1])]
+    return [result, Flow.plain(call.shapes[1]).given(call.shapes[1], {1: heads})]
 
 
 @channel_rule(L.Attention, L.AdditiveAttention)
@@ -147,7 +156,8 @@ def _recurrent(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 def bidirectional(labels: Labels, layer: Any, call: Call) -> Any:
     arguments = _arguments(layer, call)
     rule = rule_of(layer.forward_layer)
-    if rule is None or arguments.get("initial_state") is not None or layer.return_state:
+    other = rule_of(layer.backward_layer)
+    if rule is None or rule is not other or arguments.get("initial_state") is not None or layer.return_state:
         return unknown(labels, layer, call)
     shapes = tuple((*shape[:-1], layer.forward_layer.cell.units) for shape in call.shapes)
     both = [
@@ -177,7 +187,7 @@ def _bidirectional(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 def time_distributed(labels: Labels, layer: Any, call: Call) -> Any:
     rule = rule_of(layer.layer)
     if rule is None or len(call.flows) != 1:
-        return unknown(labels, layer, call)
+        return unknown(labels, layer if rule else layer.layer, call)
     labels.freeze(call.x.labels[1], f"{layer.name!r} runs over it")
     inner = Flow((call.x.shape[0], *call.x.shape[2:]), (None, *call.x.labels[2:]))
     shape = (call.shape[0], *call.shape[2:])
@@ -193,10 +203,11 @@ def _time_distributed(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 
 def unknown(labels: Labels, layer: Any, call: Call) -> Any:
     """What nobody has a rule for: everything that goes in must stay, nothing that comes out can be removed."""
-    reason = (
-        f"{layer.name!r} ({type(layer).__name__}) has no channel rule; give it one with "
-        f"@kdopt.graph.channel_rule({type(layer).__name__})"
-    )
+    kind = type(layer).__name__
+    if extended(layer):
+        reason = f"{layer.name!r} ({kind}) is quantized or has LoRA weights"
+    else:
+        reason = f"{layer.name!r} ({kind}) has no channel rule; give it one with @kdopt.graph.channel_rule({kind})"
     for flow in call.flows:
         for axis in flow.labeled():
             labels.freeze(flow.labels[axis], reason)

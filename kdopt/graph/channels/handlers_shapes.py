@@ -51,6 +51,9 @@ def rescaling(labels: Labels, layer: Any, call: Call) -> Flow:
 )
 def spatial(labels: Labels, layer: Any, call: Call) -> Flow:
     axis = channel_axis(layer)
+    if isinstance(layer, (L.Resizing, L.CenterCrop)) and len(call.x.shape) < 4:
+        freeze_all(labels, call, f"{layer.name!r} takes the batch for an axis of an image")
+        return Flow.plain(call.shape)
     freeze_others(labels, layer, call.x, axis)
     return call.x.given(call.shape, {axis: call.x.labels[axis]})
 

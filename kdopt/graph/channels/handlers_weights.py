@@ -59,7 +59,7 @@ def conv(labels: Labels, layer: Any, call: Call) -> Flow:
         if read is not None:
             inside = read.reshape(groups, -1)
             labels.unite(inside[1:], np.broadcast_to(inside[0], inside[1:].shape))
-            labels.reads(layer, kernel, -2, inside[0])
+        labels.reads(layer, kernel, -2, None if read is None else inside[0])
         inside = made.reshape(groups, -1)  # every group stays, and all groups lose the same places
         labels.unite(inside[1:], np.broadcast_to(inside[0], inside[1:].shape))
     labels.follows(layer, layer.bias, 0, made)
@@ -146,6 +146,10 @@ def einsum_dense(labels: Labels, layer: Any, call: Call) -> Flow:
     kernel = kernel_of(layer)
     inputs, weights, result = letters(layer.equation, len(call.x.shape))
     made: dict[str, np.ndarray | None] = {}
+    if len(set(inputs)) < len(inputs):
+        for axis in call.x.labeled():
+            labels.freeze(call.x.labels[axis], f"{layer.name!r} takes a diagonal")
+        return Flow.plain(call.shape)
     for letter in weights:
         axis = weights.index(letter)
         if letter not in inputs:

@@ -1,5 +1,6 @@
 """What each kind of layer does with channels: the registry of rules."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,16 @@ def resize_rule(*classes: type) -> Callable[[Resize], Resize]:
     return add
 
 
+def extended(operation: Any) -> bool:
+    """Whether Keras has given a layer, or one inside it, more Variables: `quantize` and `enable_lora` do."""
+    layers = operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else []
+    return any(getattr(one, "quantization_mode", None) or getattr(one, "lora_enabled", False) for one in layers)
+
+
 def rule_of(operation: Any) -> Rule | None:
-    """The rule for an operation; one of a base class only if `call` is inherited."""
+    """The rule for an operation; one of a base class only if `call` is inherited, none for an extended layer."""
+    if extended(operation):
+        return None
     return _RULES.get(_known(operation, _RULES))  # type: ignore[arg-type]
 
 
@@ -121,5 +130,17 @@ def renewed(operation: Any, size: Callable[[keras.Variable], tuple[int, ...]], o
         outputs: New shapes of its outputs.
     """
     rule = resize_of(operation)
+    if rule is None and not isinstance(operation, keras.layers.Layer):
+        return _copied(operation)
     config = operation.get_config()
+    for key in {"activation", "recurrent_activation"} & set(config):
+        if inspect.isfunction(function := getattr(operation, key, None)):
+            config[key] = function  # a user's own one cannot be made from a config
     return type(operation).from_config({**config, **(rule(operation, size, outputs) if rule else {})})
+
+
+def _copied(operation: Any) -> Any:
+    """A `keras.ops` operation once more: it has no state, and one made with an array has no config."""
+    made = object.__new__(type(operation))
+    made.__dict__.update(operation.__dict__, _inbound_nodes=[], _outbound_nodes=[])
+    return made

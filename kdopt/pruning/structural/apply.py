@@ -134,7 +134,7 @@ def _random_inputs(model: keras.Model) -> Any:
 def _difference(one: keras.Model, other: keras.Model, inputs: Any) -> float:
     """Largest difference of all outputs, as a fraction of the largest value."""
     worst = 0.0
-    for a, b in zip(keras.tree.flatten(one(inputs)), keras.tree.flatten(other(inputs)), strict=True):
+    for a, b in zip(*(keras.tree.flatten(model(inputs, training=False)) for model in (one, other)), strict=True):
         expected, got = (np.asarray(keras.ops.convert_to_numpy(t), "float64") for t in (a, b))
         worst = max(worst, float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-12)))
     return worst
