@@ -142,10 +142,10 @@ def _inline(found: ChannelGraph, graph: keras.Function, inputs: list[Flow], path
 def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
     operation = call.operation
     name = "/".join(filter(None, (path, operation.name)))
-    for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
-        found.paths.setdefault(id(layer), name)
     if isinstance(operation, keras.Model) and rule_of(operation) is None:
         return _inline(found, graph_of(operation), call.flows, name)
+    for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
+        found.paths.setdefault(id(layer), name)
     rule = rule_of(operation) or unknown
     made = rule(found.labels, operation, call)
     return made if isinstance(made, list) else [made]
