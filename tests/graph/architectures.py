@@ -243,3 +243,29 @@ def mlperf(file, folder):
                 layer["config"].pop("groups", None)
         stored.attrs["model_config"] = json.dumps(config)
     return keras.models.load_model(copy, compile=False)
+
+APPLICATIONS = sorted(name for name in dir(keras.applications) if name[0].isupper())
+SMALLEST = {
+    "ConvNeXtTiny": "ConvNeXt",
+    "DenseNet121": "DenseNet",
+    "EfficientNetB0": "EfficientNetB",
+    "EfficientNetV2B0": "EfficientNetV2",
+    "InceptionResNetV2": "InceptionResNet",
+    "InceptionV3": "InceptionV",
+    "MobileNet": "MobileNet",
+    "MobileNetV2": "MobileNetV2",
+    "MobileNetV3Small": "MobileNetV3",
+    "NASNetMobile": "NASNet",
+    "ResNet50": "ResNet",
+    "ResNet50V2": "ResNet",
+    "VGG16": "VGG",
+    "Xception": "Xception",
+}
+_WIDE = ("Inception", "Xception", "NASNet")  # they refuse images of 64 pixels
+
+
+def application(name):
+    """One of keras.applications with random weights and ten classes, on the smallest images that all of them take."""
+    side = 96 if name.startswith(_WIDE) else 64
+    make = getattr(keras.applications, name)
+    return make(weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=None)
