@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from architectures import MLPERF, NETS, bert, mlperf, vision_transformer
+from architectures import MLPERF, NETS, bert, mlperf, subclassed, vision_transformer
 from channel_oracle import disturbed
 from coverage import exported, halved, train_step
+
+from kdopt.pruning.structural import apply_plan, plan_channels
 
 FOLDER = os.environ.get("KDOPT_DATA_DIR")
 NEEDS_DATA = pytest.mark.skipif(FOLDER is None, reason="KDOPT_DATA_DIR names no folder with mlperf-tiny/ in it")
@@ -21,7 +23,7 @@ def check(model, eagerly=False):
     found = halved(model)
     assert found.macs[1] <= 0.5 * found.macs[0]
     assert found.plan.macs == pytest.approx(found.macs, rel=1e-3)  # that of attention is close, not exact
-    assert found.difference < 1e-5
+    assert found.difference < min(1e-5, 0.1 * found.changed)
     loss, untouched = train_step(found.small, eagerly=eagerly)
     assert 0 < loss < float("inf")
     assert untouched == []
@@ -31,6 +33,13 @@ def check(model, eagerly=False):
 @pytest.mark.parametrize("net", NETS, ids=name_of)
 def test_half_the_multiply_accumulates(net):
     check(disturbed(net()), eagerly=True)  # a third of the time; compiled in the slow test
+
+
+def test_a_subclassed_net_of_subclassed_blocks_is_compared():
+    """Made again as a Functional net it has its weights in another order."""
+    model = subclassed()
+    small = apply_plan(model, plan_channels(model, parameters=0.5), check=True)
+    assert small.count_params() <= 0.5 * model.count_params()
 
 
 @pytest.mark.slow
