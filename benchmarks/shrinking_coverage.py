@@ -1,10 +1,10 @@
 """Which nets `kdopt.pruning.structural` brings to half their multiply-accumulates, and what these can still do.
 
     python benchmarks/shrinking_coverage.py run [NET ...] [--data-dir DIR] [--file coverage.jsonl]
-    python benchmarks/shrinking_coverage.py table [--file coverage.jsonl]
+    python benchmarks/shrinking_coverage.py table [--data-dir DIR] [--file coverage.jsonl]
 
 `run` appends a record a net and goes on where it was stopped. Every net of keras.applications and of
-tests/graph/architectures.py, with random weights; those of MLPERF Tiny, trained, where DIR has them. The oracle is the
+tests/graph/architectures.py, with random weights; those of MLPerf Tiny, trained, where DIR has them. The oracle is the
 old net with zeros where kernels read removed channels; differences and errors are fractions of the largest output.
 Of each family of keras.applications the smallest net is trained and exported, too.
 """
@@ -12,8 +12,10 @@ Of each family of keras.applications the smallest net is trained and exported, t
 import argparse
 import gc
 import json
+import re
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -25,18 +27,21 @@ def nets(folder):
     import architectures
     from channel_oracle import disturbed
 
-    def built(make, *arguments):
-        return lambda: disturbed(make(*arguments))
+    def built(make):
+        return lambda: disturbed(make())
 
     def stored(file):
         return lambda: architectures.mlperf(file, tempfile.mkdtemp())
+
+    def application(name):
+        return lambda: architectures.application(name)
 
     found = {make.__name__: (built(make), True) for make in architectures.NETS}
     for name, file in architectures.MLPERF.items():
         if (folder / "mlperf-tiny" / file).exists():
             found[name] = (stored(folder / "mlperf-tiny" / file), True)
     for name in architectures.APPLICATIONS:
-        found[name] = (built(architectures.application, name), name in architectures.SMALLEST)
+        found[name] = (application(name), name in architectures.SMALLEST)
     return found
 
 
@@ -92,15 +97,22 @@ def run(options):
 def table(options):
     print("| net | parameters | MACs | difference to the oracle | train step | float32 | int8 |")
     print("|---|---|---|---|---|---|---|")
-    for line in options.file.read_text().splitlines():
-        found = json.loads(line)
+    order = list(nets(options.data_dir))
+    records = [json.loads(line) for line in options.file.read_text().splitlines()]
+    for found in sorted(records, key=lambda found: order.index(found["net"])):
         if "failed" in found:
             print(f"| {found['net']} | **{found['failed']}** | | | | | |")
             continue
         before, after = found["parameters"]
         ratio = found["macs"][1] / found["macs"][0]
-        rest = " | ".join(found.get(key, "") for key in ("train", "float32", "int8"))
+        rest = " | ".join(shortened(found.get(key, "")) for key in ("train", "float32", "int8"))
         print(f"| {found['net']} | {before:,} -> {after:,} | {ratio:.3f} | {found['difference']:.1e} | {rest} |")
+
+
+def shortened(text):
+    """The reason of a refusal without the model's name and all layers but the first."""
+    first = re.sub(r"(, '[^']*')+", ", ...", re.sub(r"Keras model '[^']*':? ", "", text))
+    return textwrap.shorten(first, 140, placeholder=" ...")
 
 
 def main():
@@ -108,11 +120,11 @@ def main():
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("run")
     one.add_argument("nets", nargs="*", help="all by default")
-    one.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="folder with mlperf-tiny/ in it")
     one.set_defaults(run=run)
     all_ = commands.add_parser("table")
     all_.set_defaults(run=table)
     for command in (one, all_):
+        command.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="has mlperf-tiny/ in it")
         command.add_argument("--file", type=Path, default=Path("coverage.jsonl"))
     options = parser.parse_args()
     options.run(options)
