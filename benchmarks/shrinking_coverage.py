@@ -5,7 +5,8 @@
 
 `run` appends a record a net and goes on where it was stopped. Every net of keras.applications and of
 tests/graph/architectures.py, with random weights; those of MLPerf Tiny, trained, where DIR has them. The oracle is the
-old net with zeros where kernels read removed channels; differences and errors are fractions of the largest output.
+old net with zeros where kernels read removed channels; differences and errors are fractions of the largest output. How
+far the oracle is from the old net says what its equality proves.
 Of each family of keras.applications the smallest net is trained and exported, too.
 """
 
@@ -56,6 +57,7 @@ def record(make, whole):
         "parameters": found.plan.parameters,
         "macs": found.macs,
         "difference": found.difference,
+        "changed": found.changed,
     }
     if whole:
         loss, untouched = train_step(found.small)
@@ -95,18 +97,19 @@ def run(options):
 
 
 def table(options):
-    print("| net | parameters | MACs | difference to the oracle | train step | float32 | int8 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| net | parameters | MACs | to the oracle | oracle to the old net | train step | float32 | int8 |")
+    print("|---|---|---|---|---|---|---|---|")
     order = list(nets(options.data_dir))
     records = [json.loads(line) for line in options.file.read_text().splitlines()]
     for found in sorted(records, key=lambda found: order.index(found["net"])):
         if "failed" in found:
-            print(f"| {found['net']} | **{found['failed']}** | | | | | |")
+            print(f"| {found['net']} | **{found['failed']}** | | | | | | |")
             continue
         before, after = found["parameters"]
         ratio = found["macs"][1] / found["macs"][0]
         rest = " | ".join(shortened(found.get(key, "")) for key in ("train", "float32", "int8"))
-        print(f"| {found['net']} | {before:,} -> {after:,} | {ratio:.3f} | {found['difference']:.1e} | {rest} |")
+        near, far = found["difference"], found["changed"]
+        print(f"| {found['net']} | {before:,} -> {after:,} | {ratio:.3f} | {near:.1e} | {far:.2g} | {rest} |")
 
 
 def shortened(text):

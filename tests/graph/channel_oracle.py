@@ -11,10 +11,12 @@ from kdopt.graph.trace import graph_of
 def disturbed(model, seed=0):
     """Biases, scales and statistics that matter, in place."""
     rng = np.random.default_rng(seed)
+    # ConvNeXt gives its scales no name; they begin at 1e-6, which would hide all that its blocks do.
+    scales = {id(getattr(layer, "gamma", None)) for layer in model._flatten_layers()}
     for weight in model.weights:
         if weight.name in ("moving_mean", "beta", "bias", "alpha"):
             weight.assign(rng.normal(size=weight.shape) * 0.1)
-        if weight.name in ("moving_variance", "gamma"):
+        if weight.name == "moving_variance" or id(weight) in scales:
             weight.assign(rng.uniform(0.5, 1.5, size=weight.shape))
     return model
 
