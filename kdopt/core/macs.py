@@ -177,6 +177,8 @@ def _count(operation: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
     if rule is None and isinstance(operation, keras.layers.Layer):
         return _count_traced(operation, args, kwargs)
     outputs = operation.compute_output_spec(*args, **kwargs)
+    if type(operation).__name__ == "DotProductAttention":  # Keras says as wide as the queries; it is as the values
+        outputs = keras.KerasTensor((*outputs.shape[:-1], args[2].shape[-1]), outputs.dtype)
     if rule is None:
         return _operation_macs(operation, args, outputs), outputs
     return int(rule(operation, args[0] if args else kwargs, outputs)), outputs

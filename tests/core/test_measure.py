@@ -62,14 +62,15 @@ def test_layer_macs(name):
     assert measure.macs(on(layer, *shape)) == expected
 
 
-def test_multi_head_attention():
-    """T = 5 queries of width 8, S = 7 values, 2 heads of 3 (values 4): projections, Q K^T, weights V, output."""
+@pytest.mark.parametrize("wide", [4, 2])
+def test_multi_head_attention(wide):
+    """T = 5 queries of width 8, S = 7 values, 2 heads of 3 (values `wide`): projections, Q K^T, weights V, output."""
     query, value = keras.Input((5, 8)), keras.Input((7, 8))
     for dropout in (0.0, 0.1):  # two implementations in Keras
-        layer = layers.MultiHeadAttention(2, key_dim=3, value_dim=4, dropout=dropout)
+        layer = layers.MultiHeadAttention(2, key_dim=3, value_dim=wide, dropout=dropout)
         model = keras.Model([query, value], layer(query, value))
-        projections = 5 * 8 * 2 * 3 + 7 * 8 * 2 * 3 + 7 * 8 * 2 * 4
-        assert measure.macs(model) == projections + 2 * 5 * 7 * 3 + 2 * 5 * 7 * 4 + 5 * 2 * 4 * 8
+        projections = 5 * 8 * 2 * 3 + 7 * 8 * 2 * 3 + 7 * 8 * 2 * wide
+        assert measure.macs(model) == projections + 2 * 5 * 7 * 3 + 2 * 5 * 7 * wide + 5 * 2 * wide * 8
 
 
 def test_grouped_query_attention():

@@ -1,33 +1,32 @@
 """Every architecture of keras.applications at half its multiply-accumulates, equal to the oracle."""
 
 import keras
-import numpy as np
 import pytest
-from channel_oracle import difference, disturbed, inputs_of, with_zeroed_readers
+from architectures import APPLICATIONS, SMALLEST, application
+from coverage import exported, halved, train_step
 
-from kdopt.core import measure
-from kdopt.graph import trace_channels
-from kdopt.pruning.structural import apply_plan, plan_channels
-from kdopt.pruning.structural.apply import _identities
-
-SIDES = {"InceptionResNetV2": 96, "InceptionV3": 96, "Xception": 96, "NASNetLarge": 96, "NASNetMobile": 96}
-NAMES = sorted(
-    name for name in dir(keras.applications) if name[0].isupper() and callable(getattr(keras.applications, name))
-)
 FAST = ["MobileNetV3Small"]
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in APPLICATIONS])
 def test_half_the_multiply_accumulates(name):
-    side = SIDES.get(name, 64)
-    make = getattr(keras.applications, name)
-    model = disturbed(make(weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=None))
-    plan = plan_channels(model, macs=0.5, allow_normalized_axes=False)
-    small = apply_plan(model, plan, check=False)
-    assert measure.macs(small) <= 0.5 * measure.macs(model)
-    assert plan.macs[1] == pytest.approx(measure.macs(small), rel=1e-6)
-    graph = trace_channels(model)
-    oracle = with_zeroed_readers(model, graph, _identities(model, plan, graph))
-    found = difference(oracle, small, inputs_of(model))
-    assert np.isfinite(found)
-    assert found < 1e-5
+    found = halved(application(name))
+    assert found.macs[1] <= 0.5 * found.macs[0]
+    assert found.plan.macs == pytest.approx(found.macs, rel=1e-6)
+    assert found.difference < min(1e-5, 0.1 * found.changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_of_a_family_trains_and_can_be_exported(name):
+    small = halved(application(name)).small
+    loss, untouched = train_step(small)
+    assert 0 < loss < float("inf")
+    assert untouched == []
+    assert exported(small, "float32")[1] < 1e-3
+
+
+def test_every_family_is_known():
+    """A new architecture of Keras is of a family, or needs one."""
+    assert {name for name in APPLICATIONS if not name.startswith(tuple(SMALLEST.values()))} == set()
+    assert set(SMALLEST) <= {n for n in dir(keras.applications) if n[0].isupper()}

@@ -41,6 +41,12 @@ def test_groups_by_hand():
     assert groups[3].frozen == "output 'out' of the model"
 
 
+def test_layers_inside_a_model_have_their_own_paths():
+    made = {path for group in channel_groups(nested()) for path in group.made_by}
+    assert {"shared", "inner/a", "left", "right"} <= made
+    assert "inner" not in made
+
+
 def attention_net():
     x = keras.Input((7, 12))
     h = L.Add()([x, L.MultiHeadAttention(4, 6, value_dim=5, name="attention")(x, x)])

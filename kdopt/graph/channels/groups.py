@@ -144,8 +144,6 @@ def _inline(found: ChannelGraph, graph: keras.Function, inputs: list[Flow], path
 def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
     operation = call.operation
     name = "/".join(filter(None, (path, operation.name)))
-    for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
-        found.paths.setdefault(id(layer), name)
     if isinstance(operation, keras.Model) and rule_of(operation) is None:
         inputs, graph = tensors_of(call.args, call.kwargs, Flow), graph_of(operation)
         if len(inputs) != len(graph.inputs):
@@ -155,6 +153,8 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
             )
         _go_together(found.labels, operation, found.inputs.setdefault(id(operation), inputs), inputs)
         return _inline(found, graph, inputs, name)
+    for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
+        found.paths.setdefault(id(layer), name)
     rule = rule_of(operation) or unknown
     made = rule(found.labels, operation, call)
     outputs = made if isinstance(made, list) else [made]

@@ -105,11 +105,11 @@ def _compare(
 def _zeroed(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
     """The old model, in which nobody reads the removed channels."""
     copied = copy_model(model) if is_graph(model) else without(model, graph, np.empty(0, int))
-    places = {id(weight): i for i, weight in enumerate(model.weights)}
-    for slot in graph.labels.slots():
+    # In the order of calls: a subclassed model made again as a Functional one has its weights in another.
+    for slot, own in zip(graph.labels.slots(), trace_channels(copied).labels.slots(), strict=True):
         gone = np.isin(graph.labels.roots(slot.labels), removed)
         if slot.role == "reads" and gone.any():
-            target = copied.weights[places[id(slot.variable)]]
+            target = own.variable
             shape = [gone.size if axis == slot.axis else 1 for axis in range(len(target.shape))]
             target.assign(keras.ops.where(gone.reshape(shape), keras.ops.zeros_like(target), target))
     return copied
