@@ -5,11 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdopt.core.copying import copy_model
 from kdopt.core.notices import warn_user
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
 from kdopt.graph.rebuild import without
-from kdopt.graph.trace import graph_of, is_graph
+from kdopt.graph.trace import graph_of, run
 from kdopt.pruning.structural.plan import plan_channels
 from kdopt.pruning.structural.record import ChannelPlan
 
@@ -90,7 +89,9 @@ def _compare(
     if inputs is None:
         warn_user("apply_plan: the smaller model was not compared; inputs for this model are not known.")
         return
-    found = _difference(_zeroed(model, graph, removed), small, inputs)
+    with keras.StatelessScope(_zeroed(graph, removed)):  # the old model, in which nobody reads the removed channels
+        expected = run(model, inputs)
+    found = _difference(expected, run(small, inputs))
     if normalized:
         warn_user(
             f"apply_plan: with normalized channels gone, outputs differ by {found:.2g} of the largest: train it on."
@@ -102,17 +103,17 @@ def _compare(
         )
 
 
-def _zeroed(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
-    """The old model, in which nobody reads the removed channels."""
-    copied = copy_model(model) if is_graph(model) else without(model, graph, np.empty(0, int))
-    places = {id(weight): i for i, weight in enumerate(model.weights)}
+def _zeroed(graph: ChannelGraph, removed: np.ndarray) -> list[tuple[keras.Variable, Any]]:
+    """The kernels that read removed channels, and their values with zeros there."""
+    found: dict[int, tuple[keras.Variable, Any]] = {}
     for slot in graph.labels.slots():
         gone = np.isin(graph.labels.roots(slot.labels), removed)
         if slot.role == "reads" and gone.any():
-            target = copied.weights[places[id(slot.variable)]]
-            shape = [gone.size if axis == slot.axis else 1 for axis in range(len(target.shape))]
-            target.assign(keras.ops.where(gone.reshape(shape), keras.ops.zeros_like(target), target))
-    return copied
+            shape = [gone.size if axis == slot.axis else 1 for axis in range(len(slot.variable.shape))]
+            _, value = found.get(id(slot.variable), (None, slot.variable.value))
+            zeroed = keras.ops.where(gone.reshape(shape), keras.ops.zeros_like(value), value)
+            found[id(slot.variable)] = slot.variable, zeroed
+    return list(found.values())
 
 
 def _random_inputs(model: keras.Model) -> Any:
@@ -131,10 +132,10 @@ def _random_inputs(model: keras.Model) -> Any:
         return None
 
 
-def _difference(one: keras.Model, other: keras.Model, inputs: Any) -> float:
+def _difference(expected: list[Any], got: list[Any]) -> float:
     """Largest difference of all outputs, as a fraction of the largest value."""
     worst = 0.0
-    for a, b in zip(keras.tree.flatten(one(inputs)), keras.tree.flatten(other(inputs)), strict=True):
-        expected, got = (np.asarray(keras.ops.convert_to_numpy(t), "float64") for t in (a, b))
-        worst = max(worst, float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-12)))
+    for pair in zip(expected, got, strict=True):
+        one, other = (np.asarray(keras.ops.convert_to_numpy(tensor), "float64") for tensor in pair)
+        worst = max(worst, float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-12)))
     return worst
