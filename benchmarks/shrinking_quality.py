@@ -40,13 +40,19 @@ Images = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a net is trained on: Adam with cosine decay; `hard` is the weight of the labels beside the teacher."""
+    """How a net is trained on: Adam with cosine decay, against the soft targets of the teacher at a temperature.
+
+    `hard` is the weight of the labels beside them. `mix`: each image is a mean of two, with random weights, so that
+    the teacher is imitated on more than the images there are (Beyer et al., "Knowledge distillation: A good teacher is
+    patient and consistent", CVPR 2022).
+    """
 
     epochs: int
     rate: float
     shift: int
-    batch: int = 128
-    hard: float = 0.1
+    batch: int = 64
+    hard: float = 0.0
+    mix: bool = True
     temperature: float = 4.0
 
 
@@ -93,7 +99,7 @@ class Task:
 
     def fit(self, model: keras.Model, epochs: int, callbacks: Any = None) -> None:
         """Trains a net or a Distiller, the same batches for the same seed."""
-        stream, steps = self._batches(epochs)
+        stream, steps = self._batches(epochs, mix=self.recipe.mix and isinstance(model, Distiller))
         self.compile(model, steps)
         model.fit(stream, verbose=0, callbacks=callbacks)
 
@@ -108,22 +114,26 @@ class Task:
         self.compile(model)
         return float(model.evaluate(*images, batch_size=250, verbose=0)[1])
 
-    def _batches(self, epochs: int) -> tuple[tf.data.Dataset, int]:
+    def _batches(self, epochs: int, mix: bool) -> tuple[tf.data.Dataset, int]:
         """All batches of a `fit`: images mirrored with probability 1/2, moved by up to `shift` places each way."""
         batch, shift, (height, width) = self.recipe.batch, self.recipe.shift, self.train[0].shape[1:3]
         images, labels = tf.constant(self.train[0]), tf.constant(self.train[1])
         rng, count = np.random.default_rng(self.seed), len(labels) // batch * batch
         order = np.concatenate([rng.permutation(len(labels))[:count] for _ in range(epochs)]).astype("int32")
         flips, moves = rng.random(len(order)) < 0.5, rng.integers(0, 2 * shift + 1, (len(order), 2)).astype("int32")
+        shares = rng.random((len(order), 1, 1, 1)).astype("float32")
 
-        def made(index: Any, flip: Any, move: Any) -> tuple[Any, Any]:
+        def made(index: Any, flip: Any, move: Any, share: Any) -> tuple[Any, Any]:
             chosen = tf.gather(images, index)
             chosen = tf.where(flip[:, None, None, None], tf.reverse(chosen, [2]), chosen)
             chosen = tf.pad(chosen, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
             chosen = tf.gather(chosen, move[:, :1] + tf.range(height), axis=1, batch_dims=1)
-            return tf.gather(chosen, move[:, 1:] + tf.range(width), axis=2, batch_dims=1), tf.gather(labels, index)
+            chosen = tf.gather(chosen, move[:, 1:] + tf.range(width), axis=2, batch_dims=1)
+            if mix:
+                chosen = share * chosen + (1 - share) * tf.roll(chosen, 1, axis=0)
+            return chosen, tf.gather(labels, index)
 
-        stream = tf.data.Dataset.from_tensor_slices((order, flips, moves)).batch(batch)
+        stream = tf.data.Dataset.from_tensor_slices((order, flips, moves, shares)).batch(batch)
         return stream.map(made).prefetch(4), len(order) // batch
 
 
@@ -191,7 +201,7 @@ METHODS = {
     "bn_scale": Method(  # shortcuts without a BatchNormalization, and all that is added to them, stay
         lambda seed, train: {"criterion": "bn_scale", "layers": has_norm}, nets=("resnet8", "mobilenet")
     ),
-    "taylor": Method(lambda seed, train: {"criterion": "taylor", "data": some(train, seed)}),
+    "taylor": Method(lambda seed, train: {"criterion": "taylor", "data": some(train, seed), "normalize": True}),
     "random": Method(lambda seed, train: {"criterion": Random(seed)}),
     "scratch": by("l1", after=keras.models.clone_model),
 }
@@ -227,7 +237,7 @@ def run(task: Task, method: str, macs: float, whole: keras.Model, options: Any) 
 def work(options: Any) -> None:
     options.file.parent.mkdir(parents=True, exist_ok=True)
     done = [{k: r.get(k) for k in ("net", "method", "macs", "seed", "recipe", "scope")} for r in lines(options.file)]
-    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "shift")}
+    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "mix")}
     changed = {name: value for name, value in asked.items() if value is not None}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for net in options.net:
@@ -278,7 +288,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=Path("shrinking.jsonl"))
     parser.add_argument("--validate", action="store_true", help="leave the test images alone")
     parser.add_argument("--table", action="store_true", help="print what the file holds")
-    for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("shift", int)):
+    for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("mix", int)):
         parser.add_argument(f"--{name}", type=kind, help="instead of the recipe's")
     options = parser.parse_args()
     (table if options.table else work)(options)
