@@ -32,7 +32,7 @@ from _interleave import interleaved, ratios
 import tflite_export
 from kdopt.core.measure import macs, size_bytes
 from kdopt.graph.channels.groups import trace_channels
-from kdopt.pruning.structural import apply_plan, plan_channels
+from kdopt.pruning.structural import ReachedError, apply_plan, plan_channels
 from tflite_export.calibration import random_sample
 from tflite_export.protocol import InputSpec
 from tflite_export.runtime import Runner
@@ -231,11 +231,14 @@ def rounding() -> None:
         model = make()
         models = {0: model}
         for to in (1, 8, 16, 32):
-            models[to] = apply_plan(model, plan_channels(model, macs=0.5, round_to=to))
+            try:
+                models[to] = apply_plan(model, plan_channels(model, macs=0.5, round_to=to))
+            except ReachedError:
+                print(f"| {name} | | {to} | out of reach |||||")
         for precision in ("float32", "int8"):
             found = inferences({str(to): one for to, one in models.items()}, precision)
-            for to in (1, 8, 16, 32):
-                row, left = ratios(found[str(to)], found["0"]), macs(models[to]) / macs(model)
+            for to, small in list(models.items())[1:]:
+                row, left = ratios(found[str(to)], found["0"]), macs(small) / macs(model)
                 saved = (1 - row[0]) / (1 - left)
                 print(f"| {name} | {precision} | {to} | {left:.3f} | {told(row)} | {saved:.2f} |", flush=True)
 
