@@ -217,7 +217,9 @@ def run(task: Task, method: str, macs: float, whole: keras.Model, options: Any) 
         kind = METHODS[method]
         kind.before(task, model)
         task.compile(model)
-        small, plan = prune_channels(model, macs=macs, scope=options.scope, **kind.arguments(task.seed, task.train))
+        small, plan = prune_channels(
+            model, macs=macs, **{"scope": options.scope, **kind.arguments(task.seed, task.train)}
+        )
         widths = [layer.after for layer in plan.layers]
         facts = {"widths": widths, "at_once": task.accuracy(small, task.validation)}
         model = kind.after(small)
@@ -281,7 +283,7 @@ def main() -> None:
     parser.add_argument("--net", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--method", nargs="+", default=[*WHOLE, *METHODS], choices=[*WHOLE, *METHODS])
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5], help="fraction left")
-    parser.add_argument("--scope", default="global", choices=("global", "layer"))
+    parser.add_argument("--scope", default="layer", choices=("global", "layer"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="images and net of resnet8")
