@@ -4,13 +4,14 @@
     python benchmarks/shrinking_quality.py --net lenet-5 mobilenet --seeds 3
     python benchmarks/shrinking_quality.py --table
 
-A trained net is shrunk in one go and trained on by distillation from itself, the unpruned net, with the same batches
-and augmentation (mirrored, shifted) for every criterion. `unpruned` is the control: the whole net, trained on by the
-same recipe; `loaded` the net as it was; `scratch` the widths of `l1` with new weights. `resnet8` is a trained ResNet8
-of MLPerf Tiny on CIFAR-10 images of the folder, 8,500 to train, 1,500 to validate, 5,000 to test. LeNet-5 and a small
-MobileNet are trained here on Fashion-MNIST, a net for each seed, 55,000 images to train, 5,000 to validate, 10,000 to
-test. The recipes were chosen on the validation images; test images are read once a run, and not at all with
-`--validate`. Every run adds a line to `--file`; runs that are there already are left out, so the same command resumes.
+A trained net is shrunk in a few rounds and trained on after each by distillation from itself, the unpruned net, with
+the same batches and augmentation (mirrored, shifted, mixed) for every criterion. `unpruned` is the control: the whole
+net, trained on by the same recipe; `loaded` the net as it was; `scratch` the widths of `l1` with new weights. `resnet8`
+is a trained ResNet8 of MLPerf Tiny on CIFAR-10 images of the folder, 8,500 to train, 1,500 to validate, 5,000 to test.
+LeNet-5 and a small MobileNet are trained here on Fashion-MNIST, a net for each seed, 55,000 images to train, 5,000 to
+validate, 10,000 to test. The recipes were chosen on the validation images; test images are read once a run, and not at
+all with `--validate`. Every run adds a line to `--file`; runs that are there already are left out, so the same command
+resumes.
 """
 
 import argparse
@@ -42,9 +43,10 @@ Images = tuple[np.ndarray, np.ndarray]
 class Recipe:
     """How a net is trained on: Adam with cosine decay, against the soft targets of the teacher at a temperature.
 
-    `hard` is the weight of the labels beside them. `mix`: each image is a mean of two, with random weights, so that
-    the teacher is imitated on more than the images there are (Beyer et al., "Knowledge distillation: A good teacher is
-    patient and consistent", CVPR 2022).
+    `hard` is the weight of the labels beside them. The channels go in `rounds`, each time the same share of the
+    multiply-accumulates, with the same share of the epochs after each. `mix`: each image is a mean of two, with random
+    weights, so that the teacher is imitated on more than the images there are (Beyer et al., "Knowledge distillation:
+    A good teacher is patient and consistent", CVPR 2022).
     """
 
     epochs: int
@@ -54,15 +56,16 @@ class Recipe:
     hard: float = 0.0
     mix: bool = True
     temperature: float = 4.0
+    rounds: int = 3
 
 
 @dataclass(frozen=True)
 class Method:
-    """How channels are chosen: arguments of `prune_channels`, and what comes before and after."""
+    """How channels are chosen: arguments of `prune_channels`, what comes before, and whether weights are new after."""
 
     arguments: Callable[[int, Images], dict[str, Any]] = lambda seed, train: {}
     before: Callable[["Task", keras.Model], None] = lambda task, model: None
-    after: Callable[[keras.Model], keras.Model] = lambda model: model
+    fresh: bool = False
     nets: tuple[str, ...] = ("resnet8", "lenet-5", "mobilenet")
 
 
@@ -103,12 +106,12 @@ class Task:
         self.compile(model, steps)
         model.fit(stream, verbose=0, callbacks=callbacks)
 
-    def distill(self, student: keras.Model, teacher: keras.Model) -> None:
+    def distill(self, student: keras.Model, teacher: keras.Model, epochs: int) -> None:
         soft = SoftTargets(temperature=self.recipe.temperature)
         both = Distiller(
             student=student, teacher=teacher, distillation_losses=[soft], student_loss_weight=self.recipe.hard
         )
-        self.fit(both, self.recipe.epochs)
+        self.fit(both, epochs)
 
     def accuracy(self, model: keras.Model, images: Images) -> float:
         self.compile(model)
@@ -203,7 +206,7 @@ METHODS = {
     ),
     "taylor": Method(lambda seed, train: {"criterion": "taylor", "data": some(train, seed), "normalize": True}),
     "random": Method(lambda seed, train: {"criterion": Random(seed)}),
-    "scratch": by("l1", after=keras.models.clone_model),
+    "scratch": by("l1", fresh=True),
 }
 WHOLE = ("loaded", "unpruned")
 
@@ -213,18 +216,19 @@ def run(task: Task, method: str, macs: float, whole: keras.Model, options: Any) 
     start = time.perf_counter()
     keras.utils.set_random_seed(task.seed)
     model, facts = copy_model(whole), {}
-    if method not in WHOLE:
+    if method == "unpruned":
+        task.distill(model, whole, task.recipe.epochs)
+    elif method in METHODS:
         kind = METHODS[method]
         kind.before(task, model)
-        task.compile(model)
-        small, plan = prune_channels(
-            model, macs=macs, **{"scope": options.scope, **kind.arguments(task.seed, task.train)}
-        )
-        widths = [layer.after for layer in plan.layers]
-        facts = {"widths": widths, "at_once": task.accuracy(small, task.validation)}
-        model = kind.after(small)
-    if method != "loaded":
-        task.distill(model, whole)
+        rounds = 1 if kind.fresh else task.recipe.rounds
+        for left in macs ** (np.arange(1, rounds + 1) / rounds):
+            task.compile(model)
+            arguments = {"scope": options.scope, **kind.arguments(task.seed, task.train)}
+            model, plan = prune_channels(model, macs=int(left * macs_of(whole)), **arguments)
+            facts = {"widths": [layer.after for layer in plan.layers], "at_once": task.accuracy(model, task.validation)}
+            model = keras.models.clone_model(model) if kind.fresh else model
+            task.distill(model, whole, task.recipe.epochs // rounds)
     record = {
         "parameters_left": model.count_params() / whole.count_params(),
         "macs_left": macs_of(model) / macs_of(whole),
@@ -239,7 +243,7 @@ def run(task: Task, method: str, macs: float, whole: keras.Model, options: Any) 
 def work(options: Any) -> None:
     options.file.parent.mkdir(parents=True, exist_ok=True)
     done = [{k: r.get(k) for k in ("net", "method", "macs", "seed", "recipe", "scope")} for r in lines(options.file)]
-    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "mix")}
+    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "mix", "rounds")}
     changed = {name: value for name, value in asked.items() if value is not None}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for net in options.net:
@@ -290,7 +294,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=Path("shrinking.jsonl"))
     parser.add_argument("--validate", action="store_true", help="leave the test images alone")
     parser.add_argument("--table", action="store_true", help="print what the file holds")
-    for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("mix", int)):
+    for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("mix", int), ("rounds", int)):
         parser.add_argument(f"--{name}", type=kind, help="instead of the recipe's")
     options = parser.parse_args()
     (table if options.table else work)(options)
