@@ -5,7 +5,7 @@
     python benchmarks/shrinking_quality.py --table
 
 A trained net is shrunk in a few rounds and trained on after each by distillation from itself, the unpruned net, with
-the same batches and augmentation (mirrored, shifted, mixed) for every criterion. `unpruned` is the control: the whole
+the same batches and augmentation (mirrored, shifted) for every criterion. `unpruned` is the control: the whole
 net, trained on by the same recipe; `loaded` the net as it was; `scratch` the widths of `l1` with new weights. `resnet8`
 is a trained ResNet8 of MLPerf Tiny on CIFAR-10 images of the folder, 8,500 to train, 1,500 to validate, 5,000 to test.
 LeNet-5 and a small MobileNet are trained here on Fashion-MNIST, a net for each seed, 55,000 images to train, 5,000 to
@@ -44,17 +44,14 @@ class Recipe:
     """How a net is trained on: Adam with cosine decay, against the soft targets of the teacher at a temperature.
 
     `hard` is the weight of the labels beside them. The channels go in `rounds`, each time the same share of the
-    multiply-accumulates, with the same share of the epochs after each. `mix`: each image is a mean of two, with random
-    weights, so that the teacher is imitated on more than the images there are (Beyer et al., "Knowledge distillation:
-    A good teacher is patient and consistent", CVPR 2022).
+    multiply-accumulates, with the same share of the epochs after each.
     """
 
     epochs: int
     rate: float
     shift: int
     batch: int = 64
-    hard: float = 0.0
-    mix: bool = True
+    hard: float = 0.1
     temperature: float = 4.0
     rounds: int = 3
 
@@ -102,7 +99,7 @@ class Task:
 
     def fit(self, model: keras.Model, epochs: int, callbacks: Any = None) -> None:
         """Trains a net or a Distiller, the same batches for the same seed."""
-        stream, steps = self._batches(epochs, mix=self.recipe.mix and isinstance(model, Distiller))
+        stream, steps = self._batches(epochs)
         self.compile(model, steps)
         model.fit(stream, verbose=0, callbacks=callbacks)
 
@@ -117,26 +114,23 @@ class Task:
         self.compile(model)
         return float(model.evaluate(*images, batch_size=250, verbose=0)[1])
 
-    def _batches(self, epochs: int, mix: bool) -> tuple[tf.data.Dataset, int]:
+    def _batches(self, epochs: int) -> tuple[tf.data.Dataset, int]:
         """All batches of a `fit`: images mirrored with probability 1/2, moved by up to `shift` places each way."""
         batch, shift, (height, width) = self.recipe.batch, self.recipe.shift, self.train[0].shape[1:3]
         images, labels = tf.constant(self.train[0]), tf.constant(self.train[1])
         rng, count = np.random.default_rng(self.seed), len(labels) // batch * batch
         order = np.concatenate([rng.permutation(len(labels))[:count] for _ in range(epochs)]).astype("int32")
         flips, moves = rng.random(len(order)) < 0.5, rng.integers(0, 2 * shift + 1, (len(order), 2)).astype("int32")
-        shares = rng.random((len(order), 1, 1, 1)).astype("float32")
 
-        def made(index: Any, flip: Any, move: Any, share: Any) -> tuple[Any, Any]:
+        def made(index: Any, flip: Any, move: Any) -> tuple[Any, Any]:
             chosen = tf.gather(images, index)
             chosen = tf.where(flip[:, None, None, None], tf.reverse(chosen, [2]), chosen)
             chosen = tf.pad(chosen, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
             chosen = tf.gather(chosen, move[:, :1] + tf.range(height), axis=1, batch_dims=1)
             chosen = tf.gather(chosen, move[:, 1:] + tf.range(width), axis=2, batch_dims=1)
-            if mix:
-                chosen = share * chosen + (1 - share) * tf.roll(chosen, 1, axis=0)
             return chosen, tf.gather(labels, index)
 
-        stream = tf.data.Dataset.from_tensor_slices((order, flips, moves, shares)).batch(batch)
+        stream = tf.data.Dataset.from_tensor_slices((order, flips, moves)).batch(batch)
         return stream.map(made).prefetch(4), len(order) // batch
 
 
@@ -164,9 +158,9 @@ def mobilenet() -> keras.Model:
 
 NETS = {"lenet-5": lenet_5, "mobilenet": mobilenet}
 RECIPES = {
-    "resnet8": Recipe(epochs=30, rate=2e-3, shift=3),
-    "lenet-5": Recipe(epochs=10, rate=1e-3, shift=1),
-    "mobilenet": Recipe(epochs=10, rate=2e-3, shift=1),
+    "resnet8": Recipe(epochs=30, rate=3e-3, shift=3),
+    "lenet-5": Recipe(epochs=9, rate=1e-3, shift=1),
+    "mobilenet": Recipe(epochs=9, rate=2e-3, shift=1),
 }
 TRAINED = 20  # epochs of the nets that are trained here
 
@@ -243,7 +237,7 @@ def run(task: Task, method: str, macs: float, whole: keras.Model, options: Any) 
 def work(options: Any) -> None:
     options.file.parent.mkdir(parents=True, exist_ok=True)
     done = [{k: r.get(k) for k in ("net", "method", "macs", "seed", "recipe", "scope")} for r in lines(options.file)]
-    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "mix", "rounds")}
+    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "rounds")}
     changed = {name: value for name, value in asked.items() if value is not None}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for net in options.net:
@@ -294,7 +288,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=Path("shrinking.jsonl"))
     parser.add_argument("--validate", action="store_true", help="leave the test images alone")
     parser.add_argument("--table", action="store_true", help="print what the file holds")
-    for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("mix", int), ("rounds", int)):
+    for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("rounds", int)):
         parser.add_argument(f"--{name}", type=kind, help="instead of the recipe's")
     options = parser.parse_args()
     (table if options.table else work)(options)
