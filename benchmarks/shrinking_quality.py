@@ -97,28 +97,28 @@ class Task:
             keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=False, steps_per_execution=11
         )
 
-    def fit(self, model: keras.Model, epochs: int, callbacks: Any = None) -> None:
-        """Trains a net or a Distiller, the same batches for the same seed."""
-        stream, steps = self._batches(epochs)
+    def fit(self, model: keras.Model, epochs: int, part: int = 0, callbacks: Any = None) -> None:
+        """Trains a net or a Distiller; the same batches for the same seed and part."""
+        stream, steps = self._batches(epochs, part)
         self.compile(model, steps)
         model.fit(stream, verbose=0, callbacks=callbacks)
 
-    def distill(self, student: keras.Model, teacher: keras.Model, epochs: int) -> None:
+    def distill(self, student: keras.Model, teacher: keras.Model, epochs: int, part: int = 0) -> None:
         soft = SoftTargets(temperature=self.recipe.temperature)
         both = Distiller(
             student=student, teacher=teacher, distillation_losses=[soft], student_loss_weight=self.recipe.hard
         )
-        self.fit(both, epochs)
+        self.fit(both, epochs, part)
 
     def accuracy(self, model: keras.Model, images: Images) -> float:
         self.compile(model)
         return float(model.evaluate(*images, batch_size=250, verbose=0)[1])
 
-    def _batches(self, epochs: int) -> tuple[tf.data.Dataset, int]:
+    def _batches(self, epochs: int, part: int) -> tuple[tf.data.Dataset, int]:
         """All batches of a `fit`: images mirrored with probability 1/2, moved by up to `shift` places each way."""
         batch, shift, (height, width) = self.recipe.batch, self.recipe.shift, self.train[0].shape[1:3]
         images, labels = tf.constant(self.train[0]), tf.constant(self.train[1])
-        rng, count = np.random.default_rng(self.seed), len(labels) // batch * batch
+        rng, count = np.random.default_rng([self.seed, part]), len(labels) // batch * batch
         order = np.concatenate([rng.permutation(len(labels))[:count] for _ in range(epochs)]).astype("int32")
         flips, moves = rng.random(len(order)) < 0.5, rng.integers(0, 2 * shift + 1, (len(order), 2)).astype("int32")
 
@@ -216,13 +216,14 @@ def run(task: Task, method: str, macs: float, whole: keras.Model, options: Any) 
         kind = METHODS[method]
         kind.before(task, model)
         rounds = 1 if kind.fresh else task.recipe.rounds
-        for left in macs ** (np.arange(1, rounds + 1) / rounds):
+        for part in range(rounds):
+            left = macs ** ((part + 1) / rounds)
             task.compile(model)
             arguments = {"scope": options.scope, **kind.arguments(task.seed, task.train)}
             model, plan = prune_channels(model, macs=int(left * macs_of(whole)), **arguments)
             facts = {"widths": [layer.after for layer in plan.layers], "at_once": task.accuracy(model, task.validation)}
             model = keras.models.clone_model(model) if kind.fresh else model
-            task.distill(model, whole, task.recipe.epochs // rounds)
+            task.distill(model, whole, task.recipe.epochs // rounds, part)
     record = {
         "parameters_left": model.count_params() / whole.count_params(),
         "macs_left": macs_of(model) / macs_of(whole),
