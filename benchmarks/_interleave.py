@@ -20,15 +20,7 @@ def compare(blocks: dict[str, Callable[[], None]], rounds: int = 20) -> dict[str
     Returns: name -> (ratio of the minima, median of the paired ratios, lower and upper end of its
         95 % interval).
     """
-    seconds: dict[str, list[float]] = {name: [] for name in blocks}
-    for block in blocks.values():  # compile, warm up
-        block()
-    for turn in range(rounds):
-        names = list(blocks)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            blocks[name]()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = interleaved(blocks, rounds)
     base, *others = blocks
     results = {name: ratios(seconds[name], seconds[base]) for name in others}
     print(f"{rounds} interleaved rounds; {base}: fastest block {min(seconds[base]) * 1000:.0f} ms")
@@ -37,6 +29,20 @@ def compare(blocks: dict[str, Callable[[], None]], rounds: int = 20) -> dict[str
     for name, (minima, median, low, high) in results.items():
         print(f"| {name} | {minima:.3f} | {median:.3f} | {low:.3f} - {high:.3f} |")
     return results
+
+
+def interleaved(blocks: dict[str, Callable[[], None]], rounds: int = 20) -> dict[str, list[float]]:
+    """Seconds of every block, `rounds` times, in turn; the first runs, which compile and warm up, are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in blocks}
+    for block in blocks.values():
+        block()
+    for turn in range(rounds):
+        names = list(blocks)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            blocks[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def ratios(times: list[float], base: list[float], draws: int = 10_000) -> tuple[float, float, float, float]:

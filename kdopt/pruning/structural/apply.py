@@ -5,11 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdopt.core.copying import copy_model
 from kdopt.core.notices import warn_user
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
 from kdopt.graph.rebuild import without
-from kdopt.graph.trace import graph_of, is_graph
+from kdopt.graph.trace import graph_of
 from kdopt.pruning.structural.plan import plan_channels
 from kdopt.pruning.structural.record import ChannelPlan
 
@@ -27,7 +26,7 @@ def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> ker
         model: The model the plan was made for (its weights may have changed since); left as it is.
         plan: Of `plan_channels`.
         check: Whether to compare it, on random inputs, with `model` in which the kernels that read the removed channels
-            have zeros there. Defaults to `True`; costs one more copy of the model and two forward passes.
+            have zeros there. Defaults to `True`; costs two forward passes.
 
     Returns: new `keras.Model`.
     Raises: ValueError for a plan of another model; RuntimeError if the comparison fails, which is a defect of a channel
@@ -90,7 +89,9 @@ def _compare(
     if inputs is None:
         warn_user("apply_plan: the smaller model was not compared; inputs for this model are not known.")
         return
-    found = _difference(_zeroed(model, graph, removed), small, inputs)
+    with keras.StatelessScope(_zeroed(graph, removed)):  # the old model, in which nobody reads the removed channels
+        expected = keras.tree.flatten(model(inputs, training=False))
+    found = _difference(expected, keras.tree.flatten(small(inputs, training=False)))
     if normalized:
         warn_user(
             f"apply_plan: with normalized channels gone, outputs differ by {found:.2g} of the largest: train it on."
@@ -102,17 +103,17 @@ def _compare(
         )
 
 
-def _zeroed(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
-    """The old model, in which nobody reads the removed channels."""
-    copied = copy_model(model) if is_graph(model) else without(model, graph, np.empty(0, int))
-    # In the order of calls: a subclassed model made again as a Functional one has its weights in another.
-    for slot, own in zip(graph.labels.slots(), trace_channels(copied).labels.slots(), strict=True):
+def _zeroed(graph: ChannelGraph, removed: np.ndarray) -> list[tuple[keras.Variable, Any]]:
+    """The kernels that read removed channels, and their values with zeros there."""
+    found: dict[int, tuple[keras.Variable, Any]] = {}
+    for slot in graph.labels.slots():
         gone = np.isin(graph.labels.roots(slot.labels), removed)
         if slot.role == "reads" and gone.any():
-            target = own.variable
-            shape = [gone.size if axis == slot.axis else 1 for axis in range(len(target.shape))]
-            target.assign(keras.ops.where(gone.reshape(shape), keras.ops.zeros_like(target), target))
-    return copied
+            shape = [gone.size if axis == slot.axis else 1 for axis in range(len(slot.variable.shape))]
+            _, value = found.get(id(slot.variable), (None, slot.variable.value))
+            zeroed = keras.ops.where(gone.reshape(shape), keras.ops.zeros_like(value), value)
+            found[id(slot.variable)] = slot.variable, zeroed
+    return list(found.values())
 
 
 def _random_inputs(model: keras.Model) -> Any:
@@ -131,10 +132,10 @@ def _random_inputs(model: keras.Model) -> Any:
         return None
 
 
-def _difference(one: keras.Model, other: keras.Model, inputs: Any) -> float:
+def _difference(expected: list[Any], got: list[Any]) -> float:
     """Largest difference of all outputs, as a fraction of the largest value."""
     worst = 0.0
-    for a, b in zip(*(keras.tree.flatten(model(inputs, training=False)) for model in (one, other)), strict=True):
-        expected, got = (np.asarray(keras.ops.convert_to_numpy(t), "float64") for t in (a, b))
-        worst = max(worst, float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-12)))
+    for pair in zip(expected, got, strict=True):
+        one, other = (np.asarray(keras.ops.convert_to_numpy(tensor), "float64") for tensor in pair)
+        worst = max(worst, float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-12)))
     return worst
