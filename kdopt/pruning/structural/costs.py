@@ -27,7 +27,7 @@ class Costs:
         self._slots: dict[int, list[Any]] = {}
         for slot in graph.labels.slots():
             self._slots.setdefault(id(slot.variable), []).append((slot.axis, graph.labels.roots(slot.labels)))
-        self._layers: list[tuple[int, list[keras.Variable]]] | None = None
+        self._layers: dict[str, tuple[int, list[keras.Variable]]] | None = None
 
     def parameters(self, removed: np.ndarray) -> int:
         """Weights that are left."""
@@ -45,17 +45,29 @@ class Costs:
 
         Raises: ValueError where they are not known.
         """
+        return round(sum(after for _, after in self._macs_by_layer(removed).values()))
+
+    def macs_by_layer(self, removed: np.ndarray) -> dict[str, tuple[int, int]]:
+        """Path of a layer that holds channels -> (its multiply-accumulates, those that are left).
+
+        Raises: ValueError where they are not known.
+        """
+        return {path: (before, round(after)) for path, (before, after) in self._macs_by_layer(removed).items() if path}
+
+    def _macs_by_layer(self, removed: np.ndarray) -> dict[str, tuple[int, float]]:
         if self._layers is None:
             self._layers = self._by_layer()
-        total = 0.0
-        for macs, kernels in self._layers:
+        found = {}
+        for path, (macs, kernels) in self._layers.items():
             before = sum(int(np.prod(kernel.shape)) for kernel in kernels)
             after = sum(self._size(kernel, removed) for kernel in kernels)
-            total += macs * (after / before if before else 1.0)
-        return round(total)
+            found[path] = macs, macs * (after / before if before else 1.0)
+        return found
 
-    def _by_layer(self) -> list[tuple[int, list[keras.Variable]]]:
-        total, found = measure.macs(self._model, self._input_shape), []
+    def _by_layer(self) -> dict[str, tuple[int, list[keras.Variable]]]:
+        """Path -> (multiply-accumulates, kernels); under the empty one what no kernel is known of."""
+        total = measure.macs(self._model, self._input_shape)
+        found: dict[str, tuple[int, list[keras.Variable]]] = {}
         by_path = {record.path: record for record in measure.by_layer(self._model, self._input_shape)}
         kernels: dict[str, list[keras.Variable]] = {}
         for slot in self._graph.labels.slots():
@@ -67,9 +79,9 @@ class Costs:
                 own.append(slot.variable)
         for path, own in kernels.items():
             if path in by_path and by_path[path].macs:
-                found.append((int(by_path[path].macs or 0), own))
-        rest = total - sum(macs for macs, _ in found)
-        return [*found, (rest, [])]
+                found[path] = int(by_path[path].macs or 0), own
+        rest = total - sum(macs for macs, _ in found.values())
+        return {**found, "": (rest, [])}
 
     def _size(self, variable: keras.Variable, removed: np.ndarray) -> int:
         size = int(np.prod(variable.shape))

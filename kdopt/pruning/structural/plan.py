@@ -15,6 +15,7 @@ from kdopt.graph.rebuild import without
 from kdopt.pruning.structural.costs import Costs
 from kdopt.pruning.structural.record import ChannelPlan, LayerWidth, ReachedError
 from kdopt.pruning.structural.units import Unit, units_of
+from kdopt.pruning.structural.widths import checked_round_to
 
 TARGETS = ("channels", "parameters", "macs", "size_bytes", "latency")
 
@@ -31,7 +32,7 @@ def plan_channels(
     criterion: str | Criterion = "l1",
     scope: str = "global",
     minimum: int = 1,
-    round_to: int = 1,
+    round_to: int | str = 1,
     layers: Any = None,
     exclude: Sequence[Any] | None = None,
     normalize: bool | None = None,
@@ -61,7 +62,8 @@ def plan_channels(
         scope: `"global"` (default): the lowest scores of the whole model go; `"layer"`: every group of coupled channels
             loses the same share.
         minimum: Integer >= 1, channels that stay of each group. Defaults to `1`.
-        round_to: Integer >= 1: what stays of a group is a multiple of it, or all. 8 suits Arm, 16 or 32 AVX-512.
+        round_to: Integer >= 1: what stays of a group is a multiple of it, or all. Or a target, `"arm"` (8) or
+            `"avx512"` (32), which computes that many channels at a time; `measure_round_to` finds it for a device.
         layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all.
         exclude: List of layers, names, classes, regular expressions: whose channels stay.
         normalize: Whether scores are divided by their group's mean. `None`: for criteria of the weights alone.
@@ -85,8 +87,8 @@ def plan_channels(
         "DepGraph: Towards Any Structural Pruning", CVPR 2023.
     """
     check_one_of("scope", scope, ("global", "layer"))
-    for name, value in (("minimum", minimum), ("round_to", round_to)):
-        check_integer(name, value)
+    check_integer("minimum", minimum)
+    multiple = checked_round_to(round_to)
     given = dict(zip(TARGETS, (channels, parameters, macs, size_bytes, latency), strict=True))
     target = _checked_target(given, criterion, latency_of)
     _refuse_wrapped(model)
@@ -94,7 +96,7 @@ def plan_channels(
     units = units_of(
         model, graph, criterion, layers=_without_excluded(model, layers, exclude), normalize=normalize, data=data
     )
-    ranking = Ranking(units, scope, minimum, round_to)
+    ranking = Ranking(units, scope, minimum, multiple)
     costs = Costs(model, graph, input_shape)
     if target is None:
         removed = ranking.dead()
@@ -206,7 +208,11 @@ def _search(
 
 def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: Costs, normalized: bool) -> ChannelPlan:
     places = {id(weight): i for i, weight in enumerate(model.weights)}
-    frozen = graph.labels.frozen()
+    frozen, nothing = graph.labels.frozen(), np.empty(0, int)
+    try:
+        macs, by_layer = (costs.macs(nothing), costs.macs(removed)), costs.macs_by_layer(removed)
+    except ValueError:  # a layer whose multiply-accumulates nobody knows, or an open input shape
+        macs, by_layer = None, {}
     entries, layers = [], []
     for slot in graph.labels.slots():
         if slot.role != "makes":
@@ -217,12 +223,7 @@ def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: C
             entries.append((places[id(slot.variable)], slot.axis, tuple(gone.tolist())))
         reason = next((frozen[root] for root in roots.tolist() if root in frozen), "")
         name = graph.paths.get(id(slot.layer), slot.layer.name)
-        layers.append(LayerWidth(name, roots.size, roots.size - gone.size, reason))
-    nothing = np.empty(0, int)
-    try:
-        macs = (costs.macs(nothing), costs.macs(removed))
-    except ValueError:  # a layer whose multiply-accumulates nobody knows, or an open input shape
-        macs = None
+        layers.append(LayerWidth(name, roots.size, roots.size - gone.size, reason, by_layer.get(name)))
     shapes = tuple(tuple(weight.shape) for weight in model.weights)
     counts = (costs.parameters(nothing), costs.parameters(removed))
     return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized)

@@ -22,12 +22,14 @@ class LayerWidth:
         layer: Path, names from the model down joined by `/`.
         before, after: Integers, how many channels.
         frozen: Why (some of) them must stay; empty if all could go.
+        macs: (before, after), multiply-accumulates of the layer; `None` where they are not known.
     """
 
     layer: str
     before: int
     after: int
     frozen: str = ""
+    macs: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class ChannelPlan:
             raise ValueError(f"The plan was made for another model than {model.name!r}: it wants {where}.")
 
     def summary(self) -> str:
-        """A table: layer, channels before and after, why frozen; then parameters and multiply-accumulates."""
+        """A table: layer, channels and multiply-accumulates before and after, why frozen; then the sums."""
         width = max(len(layer.layer) for layer in self.layers)
-        lines = [f"{'layer':{width}}  channels          "]
+        wide = max([4, *(len(f"{layer.macs[0]:,}") for layer in self.layers if layer.macs)])
+        lines = [f"{'layer':{width}}  channels            {'MACs':>{wide}}"]
         for layer in self.layers:
-            after = f"-> {layer.after:>5}" if layer.after != layer.before else " " * 8
-            lines.append(f"{layer.layer:{width}}  {layer.before:>5} {after}  {layer.frozen}".rstrip())
+            after = f"-> {layer.after:>5}" if layer.after != layer.before else ""
+            macs = "" if layer.macs is None else f"{layer.macs[0]:>{wide},}"
+            left = f"-> {layer.macs[1]:>{wide},}" if layer.macs and layer.macs[1] != layer.macs[0] else ""
+            told = (
+                f"{layer.layer:{width}}  {layer.before:>8} {after:8}  {macs:{wide}} {left:{wide + 3}}  {layer.frozen}"
+            )
+            lines.append(told.rstrip())
         lines.append(_ratio("parameters", self.parameters))
         if self.macs is not None:
             lines.append(_ratio("multiply-accumulates", self.macs))
@@ -92,7 +100,10 @@ class ChannelPlan:
             stored = json.loads(Path(path).read_bytes())
             removed = tuple((i, axis, tuple(places)) for i, axis, places in stored.pop("removed"))
             shapes = tuple(map(tuple, stored.pop("shapes")))
-            layers = tuple(LayerWidth(**layer) for layer in stored.pop("layers"))
+            layers = tuple(
+                LayerWidth(**{**layer, "macs": layer["macs"] and tuple(layer["macs"])})
+                for layer in stored.pop("layers")
+            )
             pairs = {name: None if stored[name] is None else tuple(stored[name]) for name in ("parameters", "macs")}
             return cls(removed, shapes, layers, normalized=stored["normalized"], **pairs)  # type: ignore[arg-type]
         except (ValueError, TypeError, KeyError) as error:

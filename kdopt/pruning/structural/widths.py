@@ -1,0 +1,87 @@
+"""Which widths are really faster: what is known of some processors, or what is measured on yours."""
+
+from collections.abc import Callable, Iterable
+
+import keras
+import numpy as np
+
+from kdopt.core.validation import check_integer, check_one_of
+
+# Widths between two multiples cost as much as the larger one: the tile of the matrix product.
+ROUND_TO = {"arm": 8, "avx512": 32}
+_CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def checked_round_to(round_to: int | str) -> int:
+    """An integer >= 1, or the one of a name in `ROUND_TO`.
+
+    Raises: ValueError.
+    """
+    if isinstance(round_to, str):
+        return ROUND_TO[check_one_of("round_to", round_to, tuple(ROUND_TO))]
+    return check_integer("round_to", round_to)
+
+
+def measure_round_to(
+    latency_of: Callable[[keras.Model], float],
+    *,
+    widths: Iterable[int] = range(4, 133, 4),
+    shape: tuple[int, int, int] = (16, 16, 64),
+    repeats: int = 5,
+    make: Callable[[int], keras.Model] | None = None,
+) -> int:
+    """Finds the multiple of channels that a device computes at a time, by timing nets of many widths.
+
+        latency(w) = a + b * m * ceil(w / m)        least squares for m = 1, 2, 4, ... 64; the m that fits best
+
+    Of fits that are as good (within 5 %) the smallest m, and 1 where the latency knows no steps. Each net is timed
+    `repeats` times, all in turn, and the shortest time counts.
+
+    Args:
+        latency_of: Function model -> float, any unit, e.g. `lambda m: benchmark(convert(m, "int8", x), ...)`.
+        widths: Integers, at least eight different ones, not all multiples of 64. Defaults to 4, 8, ... 132.
+        shape: (height, width, channels) of the input of the nets that are timed. Defaults to `(16, 16, 64)`.
+        repeats: Integer >= 1. Defaults to `5`.
+        make: Function width -> model of that width. Defaults to `None`: a 1x1 convolution of that width between two
+            of 64 channels.
+
+    Returns: integer >= 1, for `round_to`.
+    Raises: ValueError for too few widths, or latencies that are no positive numbers.
+
+    Example:
+    ```
+    small, plan = prune_channels(model, macs=0.5, round_to=measure_round_to(my_phone))
+    ```
+    """
+    check_integer("repeats", repeats)
+    sizes = sorted({check_integer("widths", width) for width in widths})
+    if len(sizes) < 8 or all(size % max(_CANDIDATES) == 0 for size in sizes):
+        raise ValueError(f"`widths` must be eight different integers at least, not all multiples of 64; got {sizes}.")
+    models = [(make or (lambda width: _net(width, shape)))(size) for size in sizes]
+    times = np.array([[float(latency_of(model)) for model in models] for _ in range(repeats)]).min(axis=0)
+    if not (np.isfinite(times).all() and (times > 0).all()):
+        raise ValueError(f"`latency_of` must return positive numbers; got {times.tolist()}.")
+    return best_multiple(np.array(sizes), times)
+
+
+def best_multiple(widths: np.ndarray, times: np.ndarray) -> int:
+    """The m whose staircase a + b * m * ceil(w / m) fits the times best.
+
+    Args:
+        widths: Integer array (n,).
+        times: Float array (n,).
+    """
+    errors = []
+    for multiple in _CANDIDATES:
+        steps = multiple * -(-widths // multiple)
+        table = np.stack([np.ones(len(widths)), steps.astype(float)], axis=1)
+        solution = np.linalg.lstsq(table, times, rcond=None)[0]
+        errors.append(float(np.linalg.norm(table @ solution - times)))
+    limit = min(errors) * 1.05 + 1e-9 * float(np.linalg.norm(times))
+    return next(m for m, error in zip(_CANDIDATES, errors, strict=True) if error <= limit)
+
+
+def _net(width: int, shape: tuple[int, int, int]) -> keras.Model:
+    inputs = keras.Input(shape)
+    hidden = keras.layers.Conv2D(width, 1, activation="relu", name="narrow")(inputs)
+    return keras.Model(inputs, keras.layers.Conv2D(64, 1)(hidden))
