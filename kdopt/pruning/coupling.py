@@ -1,12 +1,13 @@
 """Channels that layers share, pruned as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 
 from kdopt.core.kernels import KernelView
 from kdopt.graph.channels.coupled import CoupledSet, Part, coupled_sets, sums_by_channel
+from kdopt.graph.trace import is_graph
 from kdopt.pruning.patterns import Companion, Pattern, Units
 
 
@@ -77,6 +78,26 @@ class CoupledChannels(Pattern):
             return pairs[0][1].variable, mask
 
         return [companion(pairs) for pairs in held.values()]
+
+
+def gone_with_channels(
+    model: keras.Model, kernels: Sequence[keras.Variable]
+) -> Iterator[tuple[keras.Variable, np.ndarray]]:
+    """(bias, gamma or beta, its mask) of the channels of which all that makes and follows them is zero now.
+
+    Nothing for a model whose calls are not recorded.
+    """
+    if not is_graph(getattr(model, "student", model)):
+        return
+    for found in coupled_sets(model, kernels)[0]:
+        left = np.zeros(found.count)
+        for part in found.parts:
+            sums = sums_by_channel(part, keras.ops.convert_to_numpy(part.variable) != 0)
+            left[: sums.size] += sums
+        for part in found.companions:
+            mask = _mask(part, left > 0)
+            if not mask.all():
+                yield part.variable, mask
 
 
 def _mask(part: Part, keep: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from kdopt.core.live import Live
 from kdopt.core.notices import warn_user
 from kdopt.core.optimizers import averages, innermost
 from kdopt.pruning.channel_patterns import beside
+from kdopt.pruning.coupling import gone_with_channels
 from kdopt.pruning.masking import Layers
 
 
@@ -46,6 +47,9 @@ def masks_of(model: keras.Model, layers: Layers = None) -> dict[str, np.ndarray]
     masks = {view.path: view.numpy() != 0 for view in views}
     for view in views:
         masks.update({paths[id(variable)]: mask for variable, mask in _companions(view, masks[view.path])})
+    for variable, mask in gone_with_channels(model, [view.variable for view in views]):
+        path = paths[id(variable)]
+        masks[path] = mask & masks[path] if path in masks else mask
     return masks
 
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from kdopt.graph.channels.coupled import coupled_sets
-from kdopt.pruning import Channel, GradualPruning, Prunable, prune
+from kdopt.pruning import Channel, GradualPruning, Prunable, keep_zeros, prune
 from kdopt.pruning.structural import prune_channels
 from kdopt.schedules import Constant, Polynomial
 
@@ -91,6 +91,19 @@ def test_gradual_pruning_then_removal_loses_nothing():
     assert left["side"] == (4, 2)
     assert left["lstm"] == (28, 12)
     np.testing.assert_allclose(small.predict(X, verbose=0), before, atol=1e-6)
+
+
+def test_channels_that_are_gone_stay_gone_while_it_trains_on():
+    """Also the normalizations behind a residual connection and over concatenated layers."""
+    sparse, _ = prune(make_model(), 0.5, pattern=COUPLED)
+    sparse.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with keep_zeros(sparse):
+        sparse.fit(X, Y, batch_size=8, epochs=2, verbose=0)
+    for name in ("sum", "both"):
+        assert np.count_nonzero(weights(sparse, name, "beta")) == {"sum": 3, "both": 5}[name]
+    small, _ = prune_channels(sparse, criterion="mask")
+    assert [small.get_layer(name).filters for name in ("stem", "into", "back", "side")] == [3, 4, 3, 2]
+    np.testing.assert_allclose(small.predict(X, verbose=0), sparse.predict(X, verbose=0), atol=1e-6)
 
 
 def test_global_allocation_keeps_a_channel_of_every_kernel():
