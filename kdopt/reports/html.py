@@ -18,7 +18,7 @@ _CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1060px; margin: 0 auto; padding: 40px 24px 64px; }
+main { max-width: 1100px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 1.12rem; margin: 40px 0 12px; }
 p { margin: 0 0 12px; }
@@ -30,7 +30,7 @@ p { margin: 0 0 12px; }
 .card span { color: var(--soft); font-size: 0.88rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 9px 13px; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
+th, td { padding: 9px 10px; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 thead th { border-top: 0; background: var(--card); color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
 tbody td:first-child { font-weight: 600; }
