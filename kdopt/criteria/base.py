@@ -40,6 +40,11 @@ class Criterion(ABC):
         Raises: ValueError if weights and view are not all the criterion needs; then `scores` is the way.
         """
 
+    def reason(self, view: KernelView) -> str | None:
+        """Why there is no score for a kernel; `None` (the default) where there is one."""
+        del view
+        return None
+
     def scores(self, model: keras.Model, views: Sequence[KernelView], data: Any = None) -> list[np.ndarray]:
         """Importance of each weight of several kernels of a model.
 

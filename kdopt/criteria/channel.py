@@ -59,13 +59,19 @@ class BNScale(Criterion):
     Reference: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, section 3.
     """
 
+    def reason(self, view: KernelView) -> str | None:
+        if view.norm is None:
+            return "no BatchNormalization alone follows it"
+        return "its BatchNormalization has scale=False" if view.norm.gamma is None else None
+
     def score(self, weights: np.ndarray, view: KernelView | None = None) -> np.ndarray:
-        if view is None or view.norm is None or view.norm.gamma is None:
+        reason = "nothing is known of its layer" if view is None else self.reason(view)
+        if view is None or reason is not None:
             name = "a kernel without a view" if view is None else repr(view.name)
-            reason = "there is none" if view is None or view.norm is None else "it has scale=False"
             raise ValueError(
                 f"Criterion 'bn_scale' needs a BatchNormalization that alone follows the layer, with one gamma a "
-                f"channel; for {name} {reason}. Leave it out with `layers=`, or use another criterion, e.g. 'l2'."
+                f"channel; {name}: {reason}. Leave it out with `layers=`, or use another criterion, e.g. 'l2'."
             )
+        assert view.norm is not None
         values = np.abs(keras.ops.convert_to_numpy(view.norm.gamma).astype("float32"))
         return per_weight(values, (view.channel_axis,), weights.shape).astype(weights.dtype)

@@ -76,9 +76,12 @@ def test_bn_scale_sums_to_gamma_per_channel():
 @pytest.mark.parametrize(
     ("stack", "reason"),
     [
-        ([layers.Dense(2, name="a")], "for 'a' there is none"),
-        ([layers.Dense(2, name="a"), layers.BatchNormalization(scale=False)], "for 'a' it has scale=False"),
-        ([layers.Dense(2, name="a"), layers.ReLU(), layers.BatchNormalization()], "for 'a' there is none"),
+        ([layers.Dense(2, name="a")], "'a': no BatchNormalization alone"),
+        (
+            [layers.Dense(2, name="a"), layers.BatchNormalization(scale=False)],
+            "'a': its BatchNormalization has scale=False",
+        ),
+        ([layers.Dense(2, name="a"), layers.ReLU(), layers.BatchNormalization()], "'a': no BatchNormalization alone"),
     ],
 )
 def test_bn_scale_names_the_layer_without_gamma(stack, reason):

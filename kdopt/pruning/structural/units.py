@@ -42,6 +42,9 @@ def units_of(
 
         score(u) = mean over the kernels' slices that make u of criterion(slice),  divided by the mean of its group
 
+    Kernels that the criterion has no score for (`bn_scale` without a BatchNormalization) are left out of the mean;
+    where it has none for all of them the channel is frozen in `graph`, with the reason.
+
     Args:
         model: The model that was traced.
         graph: What was found.
@@ -60,20 +63,25 @@ def units_of(
     views = select(found, layers, skipped)
     chosen = {id(view.variable) for view in views}
     scores = {} if criterion == "mask" else _channel_scores(model, views, criterion, data)
+    unscored = {} if criterion == "mask" else _unscored(views, CRITERIA.get(criterion))
     groups: dict[tuple[int, ...], int] = {}
     units: list[Unit] = []
     for root, held in by_root.items():
         makers = [(slot, places) for slot, places in held if slot.role == "makes"]
         if root in frozen or not makers or not all(id(slot.variable) in chosen for slot, _ in makers):
             continue
+        scored = [(slot, places) for slot, places in makers if id(slot.variable) not in unscored]
+        if not scored:
+            graph.labels.freeze(np.array([root]), unscored[id(makers[0][0].variable)])
+            continue
         group = groups.setdefault(tuple(id(slot) for slot, _ in held), len(groups))
         if criterion == "mask":
             score = 0.0 if all(_is_zero(slot, places) for slot, places in held if _counts(slot)) else np.inf
         else:
-            score = float(np.mean([scores[id(s.variable)][s.axis][places].sum() for s, places in makers]))
+            score = float(np.mean([scores[id(s.variable)][s.axis][places].sum() for s, places in scored]))
         units.append(Unit(root, group, score))
     if not units:
-        reasons = sorted(set(frozen.values()))[:3]
+        reasons = sorted(set(graph.labels.frozen().values()))[:3]
         raise ValueError(
             f"No channel of {model.name!r} may go"
             f"{': ' + '; '.join(reasons) if reasons else ', or `layers` chose none that may'}."
@@ -97,7 +105,9 @@ def _channel_scores(
     model: keras.Model, views: Sequence[Any], criterion: str | Criterion, data: Any
 ) -> dict[int, dict[int, np.ndarray]]:
     """id(kernel) -> axis -> score of each place, the sum over the others."""
-    scores = CRITERIA.get(criterion).scores(model, list(views), data)
+    scorer = CRITERIA.get(criterion)
+    views = [view for view in views if scorer.reason(view) is None]
+    scores = scorer.scores(model, views, data)
     found: dict[int, dict[int, np.ndarray]] = {}
     for view, score in zip(views, scores, strict=True):
         if not np.isfinite(score).all():
@@ -107,6 +117,13 @@ def _channel_scores(
         sums = {axis: score.sum(axis=tuple(a for a in range(score.ndim) if a != axis)) for axis in range(score.ndim)}
         found[id(view.variable)] = sums
     return found
+
+
+def _unscored(views: Sequence[Any], scorer: Criterion) -> dict[int, str]:
+    """id(kernel) -> why the criterion has no score for it."""
+    found = {id(view.variable): (view.name, scorer.reason(view)) for view in views}
+    name = type(scorer).__name__
+    return {key: f"{name} has no score for {layer!r}: {why}" for key, (layer, why) in found.items() if why is not None}
 
 
 def _counts(slot: Slot) -> bool:

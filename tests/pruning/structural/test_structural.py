@@ -101,6 +101,25 @@ def test_scales_of_batch_normalization_rank():
     assert plan.removed == ((0, 1, (1, 3)),)
 
 
+def test_channels_without_a_scale_stay_and_coupled_ones_have_that_of_the_others():
+    x = keras.Input((6,))
+    trunk = L.BatchNormalization(name="norm")(L.Dense(4, name="a")(x))
+    h = L.Add()([trunk, L.Dense(4, name="bare")(L.Dense(3, name="alone")(trunk))])
+    model = keras.Model(x, L.Dense(2, name="out")(h))
+    model.get_layer("norm").gamma.assign([1.0, -0.1, 0.5, 0.2])
+    with pytest.raises(ValueError, match="No channel .*BNScale has no score for 'alone'"):
+        plan_channels(model, channels=0.5, criterion="bn_scale", layers=["alone"])
+    plan = plan_channels(model, channels=0.5, criterion="bn_scale")
+    assert [(layer.layer, layer.before, layer.after) for layer in plan.layers] == [
+        ("a", 4, 2),
+        ("alone", 3, 3),
+        ("bare", 4, 2),
+        ("out", 2, 2),
+    ]
+    assert plan.removed[0] == (0, 1, (1, 3))
+    assert plan.layers[1].frozen == "BNScale has no score for 'alone': no BatchNormalization alone follows it"
+
+
 def test_layers_and_exclusions():
     model = net()
     _, plan = prune_channels(model, macs=0.8, layers=["wide"])
