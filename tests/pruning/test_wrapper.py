@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kdopt.pruning.patterns import Channel
+from kdopt.pruning.channel_patterns import Channel
 from kdopt.pruning.strip import strip
 from kdopt.pruning.updating import UpdateMasks
 from kdopt.pruning.wrapper import Prunable
