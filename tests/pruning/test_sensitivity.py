@@ -184,7 +184,7 @@ def test_a_file_of_something_else_is_refused(trained, tmp_path):
     stored = file.read_bytes()
     with pytest.raises(ValueError, match=r"made with something else: weights was .*Delete it"):
         sensitivity(mlp(1), (X, Y), **settings)
-    with pytest.raises(ValueError, match=r"pattern was \['Unstructured', {}\], now \['Channel', {}\]"):
+    with pytest.raises(ValueError, match=r"pattern was \['Unstructured', {}\], now \['Channel', {'groups': 'layer'}\]"):
         sensitivity(trained, (X, Y), pattern="channel", **settings)
     with pytest.raises(ValueError, match="criterion was .*L1.* now .*L2"):
         sensitivity(trained, (X, Y), criterion="l2", **settings)
