@@ -79,7 +79,7 @@ def _inputs(model: keras.Model) -> list[Any]:
     if not shapes or any(shape is None for shape in shapes):
         raise TypeError(
             f"The input shapes of {model.name!r} ({type(model).__name__}) are not known: call it on a batch of data "
-            "first."
+            "first. If that was done, its `call` cannot be traced: write it with the functional API."
         )
     made: list[Any] = [
         keras.tree.map_shape_structure(lambda shape: keras.KerasTensor((None, *shape[1:]), "float32"), shape)

@@ -9,7 +9,7 @@ from kdopt.core.validation import check_integer, check_one_of
 
 # Widths between two multiples cost as much as the larger one: the tile of the matrix product.
 ROUND_TO = {"arm": 8, "avx512": 32}
-_CANDIDATES = (1, 2, 4, 8, 16, 32, 64)
+_CANDIDATES = (2, 4, 8, 16, 32, 64)
 
 
 def checked_round_to(round_to: int | str) -> int:
@@ -32,10 +32,11 @@ def measure_round_to(
 ) -> int:
     """Finds the multiple of channels that a device computes at a time, by timing nets of many widths.
 
-        latency(w) = a + b * m * ceil(w / m)        least squares for m = 1, 2, 4, ... 64; the m that fits best
+        latency(w) = a + c * w + b * ceil(w / m)        least squares for m = 2, 4, ... 64; the m that fits best
 
-    Of fits that are as good (within 5 %) the smallest m, and 1 where the latency knows no steps. Each net is timed
-    `repeats` times, all in turn, and the shortest time counts.
+    It must fit by a quarter better than a straight line does, or 1 is returned: the latency knows no steps. Of fits
+    that are as good (within 5 %) the smallest m. Each net is timed `repeats` times, all in turn, and the shortest time
+    counts.
 
     Args:
         latency_of: Function model -> float, any unit, e.g. `lambda m: benchmark(convert(m, "int8", x), ...)`.
@@ -65,20 +66,30 @@ def measure_round_to(
 
 
 def best_multiple(widths: np.ndarray, times: np.ndarray) -> int:
-    """The m whose staircase a + b * m * ceil(w / m) fits the times best.
+    """The m whose steps, a + c * w + b * ceil(w / m) with b > 0, fit the times best; 1 where a line does as well.
 
     Args:
         widths: Integer array (n,).
         times: Float array (n,).
     """
-    errors = []
+    line = np.stack([np.ones(len(widths)), widths.astype(float)], axis=1)
+    straight, _ = _fit(line, times)
+    errors = {}
     for multiple in _CANDIDATES:
-        steps = multiple * -(-widths // multiple)
-        table = np.stack([np.ones(len(widths)), steps.astype(float)], axis=1)
-        solution = np.linalg.lstsq(table, times, rcond=None)[0]
-        errors.append(float(np.linalg.norm(table @ solution - times)))
-    limit = min(errors) * 1.05 + 1e-9 * float(np.linalg.norm(times))
-    return next(m for m, error in zip(_CANDIDATES, errors, strict=True) if error <= limit)
+        error, weights = _fit(np.column_stack([line, -(-widths // multiple)]), times)
+        if weights[-1] > 0:
+            errors[multiple] = error
+    rounding = 1e-9 * float(np.linalg.norm(times))
+    best = min(errors.values(), default=np.inf)
+    if best > 0.75 * straight or straight <= rounding:
+        return 1
+    return next(m for m, error in errors.items() if error <= 1.05 * best + rounding)
+
+
+def _fit(table: np.ndarray, times: np.ndarray) -> tuple[float, np.ndarray]:
+    """(norm of what is left, weights) of the least-squares fit."""
+    weights = np.linalg.lstsq(table, times, rcond=None)[0]
+    return float(np.linalg.norm(table @ weights - times)), weights
 
 
 def _net(width: int, shape: tuple[int, int, int]) -> keras.Model:
