@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from kdopt.pruning.structural import prune_channels
@@ -145,6 +146,36 @@ def test_a_channel_shrinks_as_a_whole_once_for_each_update(setting):
     model = make_model(keras.optimizers.SGD(0.05, **args))
     model.compile(model.optimizer, constant, **SETTINGS.get(setting, {}))
     check_shrinking(model, updates=2 if setting == "accumulation" else 4)
+
+
+def check_gradient_then_shrinking(model):
+    """The norms are those after the optimizer has moved all parts, not of some that wait for their update."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(model(X, training=True) - Y))
+    moved = make_model()
+    moved.set_weights(model.get_weights())
+    for target, gradient in zip(moved.trainable_weights, tape.gradient(loss, model.trainable_weights), strict=True):
+        target.assign(target - 2.0 * gradient)
+    model.set_weights(make_model().get_weights())  # also the statistics that the pass above has moved
+    model.fit(X, Y, batch_size=32, verbose=0, callbacks=[Proximal(GroupLasso(0.02, groups="coupled"))])
+    for parts in (TRUNK, BRANCH):
+        for old, new in zip(slices(moved, parts), slices(model, parts), strict=True):
+            left = max(np.linalg.norm(old) - 2.0 * 0.02 * np.sqrt(old.size), 0)
+            np.testing.assert_allclose(new, old * left / np.linalg.norm(old), atol=1e-5)
+
+
+def test_a_channel_shrinks_after_all_its_parts_have_moved():
+    model = make_model()
+    model.compile(keras.optimizers.SGD(2.0), "mse")
+    check_gradient_then_shrinking(model)
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
+def test_a_channel_waits_for_the_last_optimizer():
+    model = make_model()
+    parts = {True: keras.optimizers.SGD(2.0), False: keras.optimizers.SGD(2.0)}
+    model.compile(keras.optimizers.MultiOptimizer(lambda v: parts["stem" not in v.path]), "mse")
+    check_gradient_then_shrinking(model)
 
 
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")

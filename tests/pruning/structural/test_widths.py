@@ -44,6 +44,11 @@ def test_noise_is_no_step():
         assert best_multiple(np.arange(4, 133, 4), np.arange(4, 133, 4) * noise + 5) == 1
 
 
+def test_wider_steps_that_are_faster_are_none():
+    widths = np.arange(4, 133, 4)
+    assert best_multiple(widths, 100 + widths - 0.5 * np.ceil(widths / 16)) == 1
+
+
 def test_targets_have_names_and_others_are_refused():
     net = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, name="wide"), keras.layers.Dense(2)])
     assert plan_channels(net, macs=0.6, round_to="avx512").layers[0].after == 32
