@@ -159,7 +159,7 @@ def mobilenet() -> keras.Model:
 
 NETS = {"lenet-5": lenet_5, "mobilenet": mobilenet}
 RECIPES = {
-    "resnet8": Recipe(epochs=30, rate=3e-3, shift=3),
+    "resnet8": Recipe(epochs=15, rate=3e-3, shift=3),
     "lenet-5": Recipe(epochs=9, rate=1e-3, shift=1, batch=128),
     "mobilenet": Recipe(epochs=6, rate=2e-3, shift=1, batch=128),
 }

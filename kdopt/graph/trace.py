@@ -1,5 +1,6 @@
 """The graph of a model: Functional, Sequential, or subclassed with a `call` that can be traced symbolically."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,27 @@ def nodes_of(graph: keras.Function) -> Iterator[Any]:
     """The recorded calls of a graph in an order in which they can run; without its inputs."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
+
+
+def infer(model: keras.Model, inputs: Any) -> list[Any]:
+    """Outputs of a model in inference, flat; lets a tensor go after its last use, where Keras keeps all to the end."""
+    graph = graph_of(model)
+    calls = list(nodes_of(graph))
+    uses = Counter(id(tensor) for call in calls for tensor in call.arguments.keras_tensors)
+    uses.update(id(tensor) for tensor in graph.outputs)
+    values = map(keras.ops.convert_to_tensor, keras.tree.flatten(inputs))
+    held = {id(tensor): value for tensor, value in zip(graph.inputs, values, strict=True)}
+    for call in calls:
+        args, kwargs = call.arguments.fill_in(held)
+        if "training" in getattr(call.operation, "_call_context_args", {}):
+            kwargs["training"] = False
+        outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+        held.update({id(tensor): value for tensor, value in zip(call.outputs, outputs, strict=True)})
+        for tensor in call.arguments.keras_tensors:
+            uses[id(tensor)] -= 1
+            if not uses[id(tensor)]:
+                del held[id(tensor)]
+    return [held[id(tensor)] for tensor in graph.outputs]
 
 
 def tensors_of(args: Any, kwargs: dict[str, Any], kind: type) -> list[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from kdopt.core.notices import warn_user
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
 from kdopt.graph.rebuild import without
-from kdopt.graph.trace import graph_of
+from kdopt.graph.trace import graph_of, infer
 from kdopt.pruning.structural.plan import plan_channels
 from kdopt.pruning.structural.record import ChannelPlan
 
@@ -90,8 +90,8 @@ def _compare(
         warn_user("apply_plan: the smaller model was not compared; inputs for this model are not known.")
         return
     with keras.StatelessScope(_zeroed(graph, removed)):  # the old model, in which nobody reads the removed channels
-        expected = keras.tree.flatten(model(inputs, training=False))
-    found = _difference(expected, keras.tree.flatten(small(inputs, training=False)))
+        expected = infer(model, inputs)
+    found = _difference(expected, infer(small, inputs))
     if normalized:
         warn_user(
             f"apply_plan: with normalized channels gone, outputs differ by {found:.2g} of the largest: train it on."

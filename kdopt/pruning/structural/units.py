@@ -1,7 +1,6 @@
 """The channels of a model as units that can go, and what they are worth."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from kdopt.core.kernels import find_kernels, select
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.graph.channels.groups import ChannelGraph
-from kdopt.graph.channels.labels import Slot
 
 
 @dataclass(frozen=True)
@@ -57,55 +55,97 @@ def units_of(
 
     Raises: ValueError if no channel may go.
     """
-    frozen = graph.labels.frozen()
-    by_root = _slots_by_root(graph)
     found, skipped = find_kernels(model)
     views = select(found, layers, skipped)
-    chosen = {id(view.variable) for view in views}
-    scores = {} if criterion == "mask" else _channel_scores(model, views, criterion, data)
-    unscored = {} if criterion == "mask" else _unscored(views, CRITERIA.get(criterion))
-    groups: dict[tuple[int, ...], int] = {}
-    units: list[Unit] = []
-    for root, held in by_root.items():
-        makers = [(slot, places) for slot, places in held if slot.role == "makes"]
-        if root in frozen or not makers or not all(id(slot.variable) in chosen for slot, _ in makers):
-            continue
-        scored = [(slot, places) for slot, places in makers if id(slot.variable) not in unscored]
-        if not scored:
-            graph.labels.freeze(np.array([root]), unscored[id(makers[0][0].variable)])
-            continue
-        group = groups.setdefault(tuple(id(slot) for slot, _ in held), len(groups))
-        if criterion == "mask":
-            score = 0.0 if all(_is_zero(slot, places) for slot, places in held if _counts(slot)) else np.inf
-        else:
-            score = float(np.mean([scores[id(s.variable)][s.axis][places].sum() for s, places in scored]))
-        units.append(Unit(root, group, score))
-    if not units:
+    if criterion == "mask":
+        roots, groups, loss = _zeros(graph, {id(view.variable) for view in views})
+    else:
+        roots, groups, loss = _scored(model, graph, views, criterion, data)
+    if not roots.size:
         reasons = sorted(set(graph.labels.frozen().values()))[:3]
         raise ValueError(
             f"No channel of {model.name!r} may go"
             f"{': ' + '; '.join(reasons) if reasons else ', or `layers` chose none that may'}."
         )
     alone = criterion != "mask" and CRITERIA.get(criterion).needs == "weights"
-    return _normalized(units) if (alone if normalize is None else normalize) else units
+    if alone if normalize is None else normalize:
+        means = np.bincount(groups, loss) / np.maximum(np.bincount(groups), 1)
+        loss = loss / np.where(means == 0, 1, means)[groups]
+    return [Unit(*one) for one in zip(roots.tolist(), groups.tolist(), loss.tolist(), strict=True)]
 
 
-def _slots_by_root(graph: ChannelGraph) -> dict[int, list[tuple[Slot, np.ndarray]]]:
-    found: dict[int, list[tuple[Slot, np.ndarray]]] = defaultdict(list)
-    for slot in graph.labels.slots():
-        roots = graph.labels.roots(slot.labels)
-        order = np.argsort(roots, kind="stable")
-        unique, starts = np.unique(roots[order], return_index=True)
-        for root, places in zip(unique.tolist(), np.split(order, starts[1:]), strict=True):
-            found[root].append((slot, places))
-    return found
+class _Table:
+    """All identities of a model in a row, with what is counted of each."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.slots = graph.labels.slots()
+        rows = [graph.labels.roots(slot.labels) for slot in self.slots]
+        self.roots, places = np.unique(np.concatenate([np.empty(0, int), *rows]), return_inverse=True)
+        self._places = np.split(places, np.cumsum([row.size for row in rows])[:-1])
+        self._frozen = np.isin(self.roots, list(graph.labels.frozen()))
+
+    def sums(self, index: int, values: np.ndarray | None = None) -> np.ndarray:
+        """For each identity the sum of what stands at its places of a slot; without values, how many they are."""
+        return np.bincount(self._places[index], values, self.roots.size)
+
+    def free(self, chosen: Collection[int]) -> np.ndarray:
+        """Whether each identity may go: not frozen, and made by chosen kernels alone."""
+        made, others = np.zeros((2, self.roots.size))
+        for index, slot in enumerate(self.slots):
+            if slot.role == "makes":
+                (made if id(slot.variable) in chosen else others)[self._places[index]] = 1
+        return ~self._frozen & (made > 0) & (others == 0)
+
+    def groups(self) -> np.ndarray:
+        """A number for each identity, the same for those that are held by the same slots."""
+        found, following = np.zeros(self.roots.size, int), 1
+        for places in self._places:
+            here = np.unique(places)
+            kinds, number = np.unique(found[here], return_inverse=True)
+            found[here] = following + number
+            following += kinds.size
+        return np.unique(found, return_inverse=True)[1]
+
+
+def _scored(
+    model: keras.Model, graph: ChannelGraph, views: Sequence[Any], criterion: str | Criterion, data: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(root, group, mean score) of all channels that may go and have a score."""
+    table, scorer = _Table(graph), CRITERIA.get(criterion)
+    scores, unscored = _channel_scores(model, views, scorer, data), _unscored(views, scorer)
+    free = table.free([id(view.variable) for view in views])
+    total, count = np.zeros((2, table.roots.size))
+    reasons: list[tuple[np.ndarray, str]] = []
+    for index, slot in enumerate(table.slots):
+        if slot.role != "makes":
+            continue
+        if (key := id(slot.variable)) in scores:
+            total += table.sums(index, scores[key][slot.axis])
+            count += table.sums(index) > 0
+        elif key in unscored:
+            reasons.append((table.sums(index) > 0, unscored[key]))
+    for made, reason in reasons:
+        graph.labels.freeze(table.roots[free & made & (count == 0)], reason)
+    free &= count > 0
+    return table.roots[free], table.groups()[free], total[free] / count[free]
+
+
+def _zeros(graph: ChannelGraph, chosen: Collection[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(root, group, 0 or infinity) of all channels that may go: whether what makes them, and is added after, is 0."""
+    table = _Table(graph)
+    alive = np.zeros(table.roots.size)
+    for index, slot in enumerate(table.slots):
+        if slot.role == "makes" or (slot.role == "follows" and slot.variable.name in ("bias", "beta", "gamma")):
+            others = tuple(axis for axis in range(len(slot.variable.shape)) if axis != slot.axis)
+            alive += table.sums(index, (keras.ops.convert_to_numpy(slot.variable) != 0).any(others))
+    free = table.free(chosen)
+    return table.roots[free], table.groups()[free], np.where(alive[free] > 0, np.inf, 0.0)
 
 
 def _channel_scores(
-    model: keras.Model, views: Sequence[Any], criterion: str | Criterion, data: Any
+    model: keras.Model, views: Sequence[Any], scorer: Criterion, data: Any
 ) -> dict[int, dict[int, np.ndarray]]:
     """id(kernel) -> axis -> score of each place, the sum over the others."""
-    scorer = CRITERIA.get(criterion)
     views = [view for view in views if scorer.reason(view) is None]
     scores = scorer.scores(model, views, data)
     found: dict[int, dict[int, np.ndarray]] = {}
@@ -124,20 +164,3 @@ def _unscored(views: Sequence[Any], scorer: Criterion) -> dict[int, str]:
     found = {id(view.variable): (view.name, scorer.reason(view)) for view in views}
     name = type(scorer).__name__
     return {key: f"{name} has no score for {layer!r}: {why}" for key, (layer, why) in found.items() if why is not None}
-
-
-def _counts(slot: Slot) -> bool:
-    """Whether a Variable must be zero for its channel to be: what makes it, and what is added after."""
-    return slot.role == "makes" or (slot.role == "follows" and slot.variable.name in ("bias", "beta", "gamma"))
-
-
-def _is_zero(slot: Slot, places: np.ndarray) -> bool:
-    return not np.take(keras.ops.convert_to_numpy(slot.variable), places, axis=slot.axis).any()
-
-
-def _normalized(units: list[Unit]) -> list[Unit]:
-    totals: dict[int, list[float]] = defaultdict(list)
-    for unit in units:
-        totals[unit.group].append(unit.score)
-    means = {group: float(np.mean(scores)) or 1.0 for group, scores in totals.items()}
-    return [Unit(unit.root, unit.group, unit.score / means[unit.group]) for unit in units]
