@@ -44,6 +44,7 @@ LARGE: dict[str, Callable[[], keras.Model]] = {
     "EfficientNetB0": lambda: keras.applications.EfficientNetB0(weights=None),
 }
 BLOCK, ROUNDS = 0.05, 30
+PARTS = ("plan", "apply without check", "apply")
 
 
 def unit(x: Any, layer: Any, activation: str | None = "relu6") -> Any:
@@ -142,22 +143,23 @@ def memory() -> None:
     print("| net | weights, MB | plan | apply without check | apply |")
     print("|---|---|---|---|---|")
     for name in LARGE:
-        subprocess.run([sys.executable, "-W", "ignore", __file__, "memory", "--net", name], check=True)
+        cells = []
+        for part in PARTS:
+            command = [sys.executable, "-W", "ignore", __file__, "memory", "--net", name, "--part", part]
+            cells.append(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+        print(f"| {name} | {size_bytes(LARGE[name]()) / 1e6:.1f} | {' | '.join(cells)} |", flush=True)
 
 
-def memory_of(name: str) -> None:
-    """A row of the table: extra memory over the weights."""
+def memory_of(name: str, part: str) -> None:
+    """Extra memory over the weights."""
     warm = stack(2)
     apply_plan(warm, plan_channels(warm, macs=0.5))
     model = LARGE[name]()
-    whole, cells = size_bytes(model), []
     plan, extra = peak(lambda: plan_channels(model, macs=0.5))
-    cells.append(extra / whole)
-    for check in (False, True):
-        small, extra = peak(partial(apply_plan, model, plan, check))
-        cells.append((extra - size_bytes(small)) / whole)
-        del small
-    print(f"| {name} | {whole / 1e6:.1f} | {' | '.join(f'{cell:.2f}' for cell in cells)} |", flush=True)
+    if part != "plan":
+        small, extra = peak(partial(apply_plan, model, plan, part == "apply"))
+        extra -= size_bytes(small)
+    print(f"{extra / size_bytes(model):.2f}")
 
 
 def peak(function: Callable[[], Any]) -> tuple[Any, int]:
@@ -253,9 +255,10 @@ def main() -> None:
     kinds = {"time": times, "memory": memory, "latency": latency, "rounding": rounding}
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--net", choices=LARGE, help="of memory: this one, in this process")
+    parser.add_argument("--part", choices=PARTS, default="apply", help="of that")
     options = parser.parse_args()
     if options.what == "memory" and options.net:
-        memory_of(options.net)
+        memory_of(options.net, options.part)
     else:
         kinds[options.what]()
 

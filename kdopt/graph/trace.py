@@ -1,7 +1,8 @@
 """The graph of a model: Functional, Sequential, or subclassed with a `call` that can be traced symbolically."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -47,8 +48,16 @@ def nodes_of(graph: keras.Function) -> Iterator[Any]:
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
 
 
-def infer(model: keras.Model, inputs: Any) -> list[Any]:
-    """Outputs of a model in inference, flat; lets a tensor go after its last use, where Keras keeps all to the end."""
+def infer(
+    model: keras.Model, inputs: Any, around: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+) -> list[Any]:
+    """Outputs of a model in inference, flat; lets a tensor go after its last use, where Keras keeps all to the end.
+
+    Args:
+        model: Built Functional, Sequential or traceable subclassed model.
+        inputs: Structure of arrays.
+        around: Function layer or operation -> context in which it is called.
+    """
     graph = graph_of(model)
     calls = list(nodes_of(graph))
     uses = Counter(id(tensor) for call in calls for tensor in call.arguments.keras_tensors)
@@ -59,8 +68,10 @@ def infer(model: keras.Model, inputs: Any) -> list[Any]:
         args, kwargs = call.arguments.fill_in(held)
         if "training" in getattr(call.operation, "_call_context_args", {}):
             kwargs["training"] = False
-        outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+        with around(call.operation):
+            outputs = keras.tree.flatten(call.operation(*args, **kwargs))
         held.update({id(tensor): value for tensor, value in zip(call.outputs, outputs, strict=True)})
+        del args, kwargs, outputs
         for tensor in call.arguments.keras_tensors:
             uses[id(tensor)] -= 1
             if not uses[id(tensor)]:

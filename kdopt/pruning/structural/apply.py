@@ -1,5 +1,7 @@
 """A plan carried out: a new model, proven to be the old one without the channels."""
 
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -89,8 +91,7 @@ def _compare(
     if inputs is None:
         warn_user("apply_plan: the smaller model was not compared; inputs for this model are not known.")
         return
-    with keras.StatelessScope(_zeroed(graph, removed)):  # the old model, in which nobody reads the removed channels
-        expected = infer(model, inputs)
+    expected = infer(model, inputs, _unread(graph, removed))
     found = _difference(expected, infer(small, inputs))
     if normalized:
         warn_user(
@@ -103,17 +104,26 @@ def _compare(
         )
 
 
-def _zeroed(graph: ChannelGraph, removed: np.ndarray) -> list[tuple[keras.Variable, Any]]:
-    """The kernels that read removed channels, and their values with zeros there."""
-    found: dict[int, tuple[keras.Variable, Any]] = {}
+def _unread(graph: ChannelGraph, removed: np.ndarray) -> Callable[[Any], keras.StatelessScope]:
+    """Layer -> a scope in which its kernels that read removed channels have zeros there; one copy at a time."""
+    found: dict[int, list[Any]] = defaultdict(list)
     for slot in graph.labels.slots():
         gone = np.isin(graph.labels.roots(slot.labels), removed)
         if slot.role == "reads" and gone.any():
             shape = [gone.size if axis == slot.axis else 1 for axis in range(len(slot.variable.shape))]
-            _, value = found.get(id(slot.variable), (None, slot.variable.value))
-            zeroed = keras.ops.where(gone.reshape(shape), keras.ops.zeros_like(value), value)
-            found[id(slot.variable)] = slot.variable, zeroed
-    return list(found.values())
+            found[id(slot.variable)].append(gone.reshape(shape))
+
+    def zeroed(variable: keras.Variable) -> Any:
+        value = variable.value
+        for gone in found[id(variable)]:
+            value = keras.ops.where(gone, keras.ops.zeros_like(value), value)
+        return value
+
+    def scope(operation: Any) -> keras.StatelessScope:
+        variables = getattr(operation, "variables", [])
+        return keras.StatelessScope([(one, zeroed(one)) for one in variables if id(one) in found])
+
+    return scope
 
 
 def _random_inputs(model: keras.Model) -> Any:
@@ -121,7 +131,8 @@ def _random_inputs(model: keras.Model) -> Any:
     words = [layer.input_dim for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
 
     def draw(tensor: Any) -> np.ndarray:
-        shape = (2, *(_OPEN_SIZE if size is None else size for size in tensor.shape[1:]))
+        shape = [_OPEN_SIZE if size is None else size for size in tensor.shape]
+        shape[0] = tensor.shape[0] or 2
         if "float" not in str(tensor.dtype):
             return random.integers(0, min(words, default=2), shape).astype(str(tensor.dtype))
         return random.normal(size=shape).astype("float32")
