@@ -1,29 +1,41 @@
 """A model made again with fewer channels: new layers of the new sizes, weights cut to fit."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
+from kdopt.graph.channels.labels import Flow
 from kdopt.graph.channels.rules import renewed
-from kdopt.graph.trace import graph_of, makes_graphs, nodes_of
+from kdopt.graph.trace import makes_graphs, nodes_of
 
 
-def without(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
+def without(
+    model: keras.Model, graph: ChannelGraph, removed: np.ndarray, added: Mapping[int, np.ndarray] | None = None
+) -> keras.Model:
     """A new model without some channels.
 
     Layer names, trainable flags, dtype policies and the nesting of Functional and Sequential models stay; a subclassed
-    model comes out as a Functional one. Compiled as the model is, with a new optimizer.
+    model comes out as a Functional one. Compiled as the model is, with a new optimizer. Where all channels between two
+    layers go, and what is left is a constant added to another tensor, those layers go, too; a constant that is not zero
+    is added by a `Rescaling` in the place of the sum.
 
     Args:
         model: The model that was traced; left as it is.
         graph: What `trace_channels` found in it.
         removed: Integer array, the identities that go, all of their united sets.
+        added: Identity of a Variable -> what is added to its value before it is cut.
+
+    Raises: ValueError if nothing is left where something must be.
     """
-    cut = _Cut(graph, removed)
+    cut = _Cut(graph, removed, added or {})
     with SafeModeScope(False):  # it is the user's own model, not a file
         made = cut.model(model)
     cut.move_weights()
@@ -33,19 +45,32 @@ def without(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> ker
     return made
 
 
+@dataclass(frozen=True)
+class _Gone:
+    """Stands for a tensor of which nothing but constants is left."""
+
+    values: Any
+
+
 class _Cut:
-    def __init__(self, graph: ChannelGraph, removed: np.ndarray) -> None:
-        self._graph = graph
+    def __init__(self, graph: ChannelGraph, removed: np.ndarray, added: Mapping[int, np.ndarray]) -> None:
+        self._graph, self._added = graph, added
         self._removed = np.unique(graph.labels.roots(np.asarray(removed, np.int64))) if len(removed) else removed
         self._kept: dict[int, dict[int, np.ndarray]] = {}
         for slot in graph.labels.slots():
             self._kept.setdefault(id(slot.variable), {})[slot.axis] = np.flatnonzero(self._stays(slot.labels))
+        emptied = any(not places.size for axes in self._kept.values() for places in axes.values())
+        self._constants = Constants(graph, self._removed, added) if emptied else None
+        if self._constants is not None and self._constants.refused:
+            raise ValueError(
+                f"Not all of these channels can go: {'; '.join(sorted(set(self._constants.refused))[:3])}."
+            )
         self._made: dict[int, Any] = {}
         self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def model(self, model: keras.Model) -> keras.Model:
         """A new model; what a nested one is called on may have become narrower."""
-        graph = graph_of(model)
+        graph = self._graph.graphs[id(model)]
         called = self._graph.inputs.get(id(model))
         shapes = [self._new_shape(flow) for flow in called] if called else [t.shape for t in graph.inputs]
         placed = [
@@ -57,7 +82,7 @@ class _Cut:
             for t, shape in zip(graph.inputs, shapes, strict=True)
         ]
         inputs = keras.tree.pack_sequence_as(graph._inputs_struct, placed)
-        if isinstance(model, keras.Sequential):
+        if isinstance(model, keras.Sequential):  # a chain: where nothing is left inside, nothing is left of it
             made = keras.Sequential([placed[0], *(self._operation(layer) for layer in model.layers)], name=model.name)
         else:
             outputs = self._run(graph, placed)
@@ -80,7 +105,10 @@ class _Cut:
                 )
             for value, target in zip(values, new.weights, strict=True):
                 target.assign(value)
-        for old, new in self._pairs:
+        for old, new in reversed(self._pairs):
+            if isinstance(old, keras.Model):
+                new.trainable = old.trainable
+                continue
             for one, other in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
                 if one.trainable != other.trainable:
                     other.trainable = one.trainable
@@ -91,12 +119,40 @@ class _Cut:
         return tuple(kept[axis].size if axis in kept else size for axis, size in enumerate(variable.shape))
 
     def _run(self, graph: keras.Function, inputs: list[Any]) -> list[Any]:
-        tensors = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
+        tensors: dict[int, Any] = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
+        calls: Counter[int] = Counter()
         for node in nodes_of(graph):
-            args, kwargs = node.arguments.fill_in(tensors)
-            outputs = self._operation(node.operation)(*args, **kwargs)
+            flows = self._graph.outputs[id(node.operation)][calls[id(node.operation)]]
+            calls[id(node.operation)] += 1
+            gone = [None if self._constants is None else self._constants.gone(flow) for flow in flows]
+            if all(values is not None for values in gone):
+                outputs: Any = [_Gone(values) for values in gone]
+            else:
+                args, kwargs = node.arguments.fill_in(tensors)
+                absent = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, _Gone)]
+                call = (
+                    self._operation(node.operation) if not absent else partial(self._joined, node.operation, flows[0])
+                )
+                outputs = call(*args, **kwargs)
             tensors.update({id(old): new for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True)})
         return [tensors[id(tensor)] for tensor in graph.outputs]
+
+    def _joined(self, operation: Any, flow: Flow, *args: Any, **kwargs: Any) -> Any:
+        """A sum or concatenation of what is left; constants that fell away from a sum are added."""
+        leaves = keras.tree.flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
+        offset = sum(leaf.values for leaf in leaves if isinstance(leaf, _Gone) and leaf.values.size)
+        rest = tensors[0]
+        policy = {"dtype": operation.dtype_policy} if isinstance(operation, keras.layers.Layer) else {}
+        if len(tensors) > 1 and isinstance(operation, keras.layers.Layer):
+            rest = self._operation(operation)(tensors)
+        elif len(tensors) > 1:
+            rest = keras.ops.concatenate(tensors, operation.axis)
+        if not np.any(offset):
+            return rest
+        name = operation.name if rest is tensors[0] else f"{operation.name}_offset"
+        after = len(flow.shape) - 1 - flow.labeled()[0]
+        return keras.layers.Rescaling(1.0, np.reshape(offset, (-1, *[1] * after)).tolist(), name=name, **policy)(rest)
 
     def _operation(self, operation: Any) -> Any:
         if id(operation) not in self._made:
@@ -124,6 +180,8 @@ class _Cut:
 
     def _cut_value(self, variable: keras.Variable) -> np.ndarray:
         value = keras.ops.convert_to_numpy(variable)
+        if id(variable) in self._added:
+            value = value + self._added[id(variable)].astype(value.dtype)
         for axis, places in self._kept.get(id(variable), {}).items():
             value = np.take(value, places, axis=axis)
         return value

@@ -1,7 +1,7 @@
 """Which channels of a model stay or go together."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -75,6 +75,8 @@ class ChannelGraph:
         inputs: For each nested model the tensors of its first call.
         paths: Identity of a layer -> path.
         ends: The outputs of the model.
+        graphs: Identity of a model, the outer one or a nested one -> its graph of calls.
+        calls: All calls of layers and operations in order, those inside nested models too, and what they make.
     """
 
     labels: Labels
@@ -82,6 +84,8 @@ class ChannelGraph:
     inputs: dict[int, list[Flow]] = field(default_factory=dict)
     paths: dict[int, str] = field(default_factory=dict)
     ends: list[Flow] = field(default_factory=list)
+    graphs: dict[int, keras.Function] = field(default_factory=dict)
+    calls: list[tuple[Call, list[Flow]]] = field(default_factory=list)
 
     def output_variables(self) -> set[int]:
         """Identities of the Variables whose channels are outputs of the model."""
@@ -118,7 +122,7 @@ def channel_groups(model: keras.Model, *, allow_normalized_axes: bool = False) -
 def trace_channels(model: keras.Model, *, allow_normalized_axes: bool = False) -> ChannelGraph:
     """Runs a model on identities of channels."""
     found = ChannelGraph(Labels(allow_normalized_axes))
-    graph = graph_of(model)
+    graph = found.graphs[id(model)] = graph_of(model)
     flows = _inline(found, graph, [Flow.plain(tensor.shape) for tensor in graph.inputs], "")
     found.ends.extend(flows)
     for name, flow in zip(model.output_names if hasattr(model, "output_names") else [], flows, strict=False):
@@ -145,7 +149,8 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
     operation = call.operation
     name = "/".join(filter(None, (path, operation.name)))
     if isinstance(operation, keras.Model) and rule_of(operation) is None:
-        inputs, graph = tensors_of(call.args, call.kwargs, Flow), graph_of(operation)
+        inputs = tensors_of(call.args, call.kwargs, Flow)
+        graph = found.graphs[id(operation)] = found.graphs.get(id(operation)) or graph_of(operation)
         if len(inputs) != len(graph.inputs):
             raise TypeError(
                 f"The model {name!r} is called on {len(inputs)} tensors, but was built on {len(graph.inputs)}. Way "
@@ -157,9 +162,10 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
         found.paths.setdefault(id(layer), name)
     rule = rule_of(operation) or unknown
     made = rule(found.labels, operation, call)
-    outputs = made if isinstance(made, list) else [made]
+    outputs = [replace(flow) for flow in (made if isinstance(made, list) else [made])]  # each a tensor of its own
     if found.outputs[id(operation)] and resize_of(operation) is not None:
         _go_together(found.labels, operation, found.outputs[id(operation)][0], outputs)
+    found.calls.append((call, outputs))
     return outputs
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kdopt.core.notices import warn_user
+from kdopt.graph.channels.dead import dead_channels
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
 from kdopt.graph.rebuild import without
 from kdopt.graph.trace import graph_of, infer
@@ -28,7 +29,8 @@ def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> ker
         model: The model the plan was made for (its weights may have changed since); left as it is.
         plan: Of `plan_channels`.
         check: Whether to compare it, on random inputs, with `model` in which the kernels that read the removed channels
-            have zeros there. Defaults to `True`; costs two forward passes.
+            have zeros there; but for dead channels, without which the model is as it was. Defaults to `True`; costs two
+            forward passes.
 
     Returns: new `keras.Model`.
     Raises: ValueError for a plan of another model; RuntimeError if the comparison fails, which is a defect of a channel
@@ -42,9 +44,10 @@ def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> ker
     plan.check(model)
     graph = trace_channels(model, allow_normalized_axes=plan.normalized)
     removed = _identities(model, plan, graph)
-    small = without(model, graph, removed)
+    dead = dead_channels(model, graph)
+    small = without(model, graph, removed, dead.folds(removed))
     if check:
-        _compare(model, small, graph, removed, plan.normalized)
+        _compare(model, small, graph, np.setdiff1d(removed, dead.roots), plan.normalized)
     return small
 
 

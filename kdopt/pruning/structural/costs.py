@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from kdopt.core import measure
+from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
 
 
@@ -28,6 +29,7 @@ class Costs:
         for slot in graph.labels.slots():
             self._slots.setdefault(id(slot.variable), []).append((slot.axis, graph.labels.roots(slot.labels)))
         self._layers: dict[str, tuple[int, list[keras.Variable]]] | None = None
+        self._dropped: tuple[bytes, set[int]] = b"", set()
 
     def parameters(self, removed: np.ndarray) -> int:
         """Weights that are left."""
@@ -53,6 +55,20 @@ class Costs:
         Raises: ValueError where they are not known.
         """
         return {path: (before, round(after)) for path, (before, after) in self._macs_by_layer(removed).items() if path}
+
+    def dropped(self, removed: np.ndarray) -> set[int]:
+        """Identities of the Variables whose layers go as a whole."""
+        if self._dropped[0] != (key := removed.tobytes()):
+            makes = [slot.labels for slot in self._graph.labels.slots() if slot.role == "makes"]
+            emptied = any(np.isin(self._graph.labels.roots(labels), removed).all() for labels in makes)
+            self._dropped = key, self._without(Constants(self._graph, removed).needed()) if emptied else set()
+        return self._dropped[1]
+
+    def _without(self, needed: set[int]) -> set[int]:
+        """The Variables of the other layers."""
+        layers = [call.operation for call, _ in self._graph.calls if isinstance(call.operation, keras.layers.Layer)]
+        kept = {id(variable) for layer in layers if id(layer) in needed for variable in layer.variables}
+        return {id(variable) for layer in layers for variable in layer.variables} - kept
 
     def _macs_by_layer(self, removed: np.ndarray) -> dict[str, tuple[int, float]]:
         if self._layers is None:
@@ -84,6 +100,8 @@ class Costs:
         return {**found, "": (rest, [])}
 
     def _size(self, variable: keras.Variable, removed: np.ndarray) -> int:
+        if id(variable) in self.dropped(removed):
+            return 0
         size = int(np.prod(variable.shape))
         for axis, roots in self._slots.get(id(variable), []):
             size = size // variable.shape[axis] * int(np.count_nonzero(~np.isin(roots, removed)))

@@ -1,7 +1,7 @@
 """Which channels go, so that a target is met with the least loss."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,8 @@ import numpy as np
 from kdopt.core.kernels import find_kernels, select
 from kdopt.core.validation import check_integer, check_one_of
 from kdopt.criteria.base import Criterion
+from kdopt.graph.channels.constants import Constants
+from kdopt.graph.channels.dead import dead_channels
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
 from kdopt.graph.rebuild import without
 from kdopt.pruning.structural.costs import Costs
@@ -47,6 +49,9 @@ def plan_channels(
 
         score(u) = mean over the kernels that make u of criterion(its slice), over the mean of its group
 
+    Dead channels, which are constant where they are read (a zero kernel before a BatchNormalization, a gamma of zero),
+    go before all others, and layers that read them take the constant over in their biases: nothing is lost with them.
+
     Give one target: what may be left, as a fraction of the model's own in (0, 1), or as a number of 1 or more.
 
     Args:
@@ -58,10 +63,11 @@ def plan_channels(
         latency: As `latency_of` measures it. Costs a model and a measurement for each of about ten steps.
         latency_of: Function model -> float, e.g. milliseconds.
         criterion: Name in `kdopt.criteria.CRITERIA`, a `Criterion`, or `"mask"`: exactly the channels that are zero
-            already (kernel, bias, gamma and beta), without a target.
+            already (kernel, bias, gamma and beta) or dead, without a target.
         scope: `"global"` (default): the lowest scores of the whole model go; `"layer"`: every group of coupled channels
             loses the same share.
-        minimum: Integer >= 1, channels that stay of each group. Defaults to `1`.
+        minimum: Integer >= 0, channels that stay of each group. With `0` those of a residual branch may all go: its
+            layers go, too, and the model becomes less deep. Defaults to `1`.
         round_to: Integer >= 1: what stays of a group is a multiple of it, or all. Or a target, `"arm"` (8) or
             `"avx512"` (32), which computes that many channels at a time; `measure_round_to` finds it for a device.
         layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all.
@@ -87,22 +93,21 @@ def plan_channels(
         "DepGraph: Towards Any Structural Pruning", CVPR 2023.
     """
     check_one_of("scope", scope, ("global", "layer"))
-    check_integer("minimum", minimum)
+    check_integer("minimum", minimum, minimum=0)
     multiple = checked_round_to(round_to)
     given = dict(zip(TARGETS, (channels, parameters, macs, size_bytes, latency), strict=True))
     target = _checked_target(given, criterion, latency_of)
     _refuse_wrapped(model)
     graph = trace_channels(model, allow_normalized_axes=allow_normalized_axes)
-    units = units_of(
-        model, graph, criterion, layers=_without_excluded(model, layers, exclude), normalize=normalize, data=data
-    )
-    ranking = Ranking(units, scope, minimum, multiple)
+    chosen, dead = _without_excluded(model, layers, exclude), dead_channels(model, graph).roots
+    units = units_of(model, graph, criterion, layers=chosen, normalize=normalize, data=data, dead=dead)
+    ranking = Ranking(units, scope, _least(units, graph, minimum), multiple)
     costs = Costs(model, graph, input_shape)
     if target is None:
         removed = ranking.dead()
     else:
         removed = _search(ranking, _cost_of(target[0], model, graph, costs, ranking, latency_of), *target, graph)
-    return _plan(model, graph, removed, costs, allow_normalized_axes)
+    return _plan(model, graph, removed, costs, allow_normalized_axes, np.isin(dead, removed).sum())
 
 
 class Ranking:
@@ -110,11 +115,12 @@ class Ranking:
 
     Args:
         units: Of the model.
-        scope, minimum, round_to: As in `plan_channels`.
+        scope, round_to: As in `plan_channels`.
+        least: Number of a group -> how many stay at least.
     """
 
-    def __init__(self, units: list[Unit], scope: str, minimum: int, round_to: int) -> None:
-        self._scope, self._minimum, self._round_to = scope, minimum, round_to
+    def __init__(self, units: list[Unit], scope: str, least: Mapping[int, int], round_to: int) -> None:
+        self._scope, self._least, self._round_to = scope, least, round_to
         self._order = sorted(units, key=lambda unit: (unit.score, unit.root))
         self._groups: dict[int, list[Unit]] = defaultdict(list)
         for unit in self._order:
@@ -133,20 +139,36 @@ class Ranking:
             wanted.update({g: count / len(self._order) * len(own) for g, own in self._groups.items()})
         gone: list[int] = []
         for group, own in self._groups.items():
-            gone += [unit.root for unit in own[: len(own) - self._kept(len(own), len(own) - round(wanted[group]))]]
+            gone += [unit.root for unit in own[: len(own) - self._kept(group, len(own) - round(wanted[group]))]]
         return np.array(sorted(gone), int)
 
     def dead(self) -> np.ndarray:
         """Identities with a score of 0, but for what must stay."""
         gone = []
-        for own in self._groups.values():
+        for group, own in self._groups.items():
             zero = [unit.root for unit in own if unit.score == 0]
-            gone += zero[: len(own) - self._kept(len(own), len(own) - len(zero))]
+            gone += zero[: len(own) - self._kept(group, len(own) - len(zero))]
         return np.array(sorted(gone), int)
 
-    def _kept(self, size: int, wanted: int) -> int:
-        kept = max(wanted, min(self._minimum, size))
+    def _kept(self, group: int, wanted: int) -> int:
+        size = len(self._groups[group])
+        kept = max(wanted, min(self._least[group], size))
         return min(size, -(-kept // self._round_to) * self._round_to)
+
+
+def _least(units: list[Unit], graph: ChannelGraph, minimum: int) -> dict[int, int]:
+    """How many channels of each group stay; one where the model could not be made without them."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for unit in units:
+        groups[unit.group].append(unit.root)
+    if minimum:
+        return dict.fromkeys(groups, minimum)
+    found, gone = {}, np.empty(0, int)
+    for group, roots in groups.items():
+        both = np.concatenate([gone, roots])
+        alone = not Constants(graph, np.array(roots)).refused and not Constants(graph, both).refused
+        found[group], gone = (0, both) if alone else (1, gone)
+    return found
 
 
 def _checked_target(given: dict[str, float | None], criterion: Any, latency_of: Any) -> tuple[str, float] | None:
@@ -206,14 +228,16 @@ def _search(
     return ranking.removed(high)
 
 
-def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: Costs, normalized: bool) -> ChannelPlan:
+def _plan(
+    model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: Costs, normalized: bool, dead: int
+) -> ChannelPlan:
     places = {id(weight): i for i, weight in enumerate(model.weights)}
     frozen, nothing = graph.labels.frozen(), np.empty(0, int)
     try:
         macs, by_layer = (costs.macs(nothing), costs.macs(removed)), costs.macs_by_layer(removed)
     except ValueError:  # a layer whose multiply-accumulates nobody knows, or an open input shape
         macs, by_layer = None, {}
-    entries, layers = [], []
+    entries, layers, dropped = [], [], costs.dropped(removed)
     for slot in graph.labels.slots():
         if slot.role != "makes":
             continue
@@ -223,10 +247,11 @@ def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: C
             entries.append((places[id(slot.variable)], slot.axis, tuple(gone.tolist())))
         reason = next((frozen[root] for root in roots.tolist() if root in frozen), "")
         name = graph.paths.get(id(slot.layer), slot.layer.name)
-        layers.append(LayerWidth(name, roots.size, roots.size - gone.size, reason, by_layer.get(name)))
+        left = 0 if id(slot.variable) in dropped else roots.size - gone.size
+        layers.append(LayerWidth(name, roots.size, left, reason, by_layer.get(name)))
     shapes = tuple(tuple(weight.shape) for weight in model.weights)
     counts = (costs.parameters(nothing), costs.parameters(removed))
-    return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized)
+    return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized, int(dead))
 
 
 def _without_excluded(model: keras.Model, layers: Any, exclude: Sequence[Any] | None) -> Any:

@@ -42,6 +42,7 @@ class ChannelPlan:
         layers: One `LayerWidth` a layer that makes channels, in the model's order.
         parameters, macs: (before, after); MACs are `None` where they are not known.
         normalized: Whether channels that a LayerNormalization averages over may go.
+        dead: Integer, how many of the channels that go carried nothing but a constant.
     """
 
     removed: tuple[tuple[int, int, tuple[int, ...]], ...]
@@ -50,6 +51,7 @@ class ChannelPlan:
     parameters: tuple[int, int]
     macs: tuple[int, int] | None
     normalized: bool = False
+    dead: int = 0
 
     def check(self, model: keras.Model) -> None:
         """Refuses a model that the plan was not made for.
@@ -84,6 +86,8 @@ class ChannelPlan:
         lines.append(_ratio("parameters", self.parameters))
         if self.macs is not None:
             lines.append(_ratio("multiply-accumulates", self.macs))
+        if self.dead:
+            lines.append(f"dead channels, with which nothing is lost: {self.dead:,}")
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -105,7 +109,7 @@ class ChannelPlan:
                 for layer in stored.pop("layers")
             )
             pairs = {name: None if stored[name] is None else tuple(stored[name]) for name in ("parameters", "macs")}
-            return cls(removed, shapes, layers, normalized=stored["normalized"], **pairs)  # type: ignore[arg-type]
+            return cls(removed, shapes, layers, normalized=stored["normalized"], dead=stored["dead"], **pairs)  # type: ignore[arg-type]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{str(path)!r} is no plan of this version of kdopt: {error!r}") from error
 

@@ -11,6 +11,8 @@ from kdopt.core.kernels import find_kernels, select
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.graph.channels.groups import ChannelGraph
 
+_ADDED = ("bias", "beta", "gamma", "recurrent_kernel")  # what must be zero with a kernel, for its channel to be
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -35,6 +37,7 @@ def units_of(
     layers: Any = None,
     normalize: bool | None = None,
     data: Any = None,
+    dead: np.ndarray | None = None,
 ) -> list[Unit]:
     """All channels that may go, scored.
 
@@ -47,11 +50,12 @@ def units_of(
         model: The model that was traced.
         graph: What was found.
         criterion: Name in `CRITERIA`, a `Criterion`, or `"mask"`: 0 for a channel whose kernels, bias, gamma and beta
-            are zero, infinite for all others.
+            are zero, and for dead ones; infinite for all others.
         layers: Which layers' channels may go; as in `GradualPruning`. `None`: all.
         normalize: Whether to divide by the group's mean, so that groups can be compared. `None`: for criteria of the
             weights alone.
         data: For a criterion that needs it.
+        dead: Integer array, identities of channels with which nothing is lost, whatever the criterion says of them.
 
     Raises: ValueError if no channel may go.
     """
@@ -71,6 +75,7 @@ def units_of(
     if alone if normalize is None else normalize:
         means = np.bincount(groups, loss) / np.maximum(np.bincount(groups), 1)
         loss = loss / np.where(means == 0, 1, means)[groups]
+    loss = np.where(np.isin(roots, [] if dead is None else dead), 0.0, loss)
     return [Unit(*one) for one in zip(roots.tolist(), groups.tolist(), loss.tolist(), strict=True)]
 
 
@@ -135,7 +140,7 @@ def _zeros(graph: ChannelGraph, chosen: Collection[int]) -> tuple[np.ndarray, np
     table = _Table(graph)
     alive = np.zeros(table.roots.size)
     for index, slot in enumerate(table.slots):
-        if slot.role == "makes" or (slot.role == "follows" and slot.variable.name in ("bias", "beta", "gamma")):
+        if slot.role == "makes" or (slot.role == "follows" and slot.variable.name in _ADDED):
             others = tuple(axis for axis in range(len(slot.variable.shape)) if axis != slot.axis)
             alive += table.sums(index, (keras.ops.convert_to_numpy(slot.variable) != 0).any(others))
     free = table.free(chosen)

@@ -1,0 +1,147 @@
+"""Which channels hold one number wherever they are looked at, and what is left to compute without some channels."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.graph.channels.constant_rules import ROWS, SUMS, rule_of
+from kdopt.graph.channels.groups import ChannelGraph
+from kdopt.graph.channels.labels import Flow, Slot
+from kdopt.graph.channels.rules import Call
+
+
+class Constants:
+    """The channels of every tensor of a model that are the same at all places and for all inputs, in inference.
+
+    A channel is constant where its kernel is zero, or where all that its kernel would read is gone; rules say what
+    normalizations, activations, poolings and sums make of it. Nothing is concluded from data.
+
+    Args:
+        graph: What `trace_channels` found.
+        removed: Integer array, identities that go.
+        added: Identity of a Variable -> what is added to its value.
+
+    Attributes:
+        refused: Why the model cannot be made without `removed`: layers that would be left with nothing to read.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, removed: np.ndarray | None = None, added: Mapping[int, np.ndarray] | None = None
+    ) -> None:
+        self._graph, self._added = graph, added or {}
+        self._removed = np.empty(0, int) if removed is None else np.unique(graph.labels.roots(removed))
+        self._slots: dict[int, list[Slot]] = defaultdict(list)
+        for slot in graph.labels.slots():
+            self._slots[id(slot.variable)].append(slot)
+        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._gone: dict[int, np.ndarray] = {}
+        self.refused: list[str] = []
+        for call, outputs in graph.calls:
+            self._run(call, outputs)
+        if any(id(flow) in self._gone for flow in graph.ends):
+            self.refused.append("an output of the model would be a constant")
+        for key, inputs in graph.inputs.items():
+            if any(id(flow) in self._gone for flow in inputs) and not self._all_gone(graph.outputs[key][0]):
+                self.refused.append("a nested model would be called on nothing")
+
+    def value(self, variable: Any) -> Any:
+        """A Variable as an array, `None` for none."""
+        if not isinstance(variable, keras.Variable):
+            return None
+        value = keras.ops.convert_to_numpy(variable)
+        return value + self._added[id(variable)] if id(variable) in self._added else value
+
+    def at(self, flow: Flow, labels: np.ndarray | None) -> np.ndarray:
+        """The constant of each identity in a tensor; NaN where it is none, or the tensor does not have it."""
+        roots = self._graph.labels.roots(labels)
+        known, values = self._known.get(id(flow), (np.empty(0, int), np.empty(0)))
+        places = np.searchsorted(known, roots)
+        return np.append(values, np.nan)[np.where(np.isin(roots, known), places, -1)]
+
+    def holds(self, flow: Flow, labels: np.ndarray | None) -> np.ndarray:
+        """Whether a tensor has each of the identities, constant or not."""
+        own = [self._graph.labels.roots(flow.labels[axis]) for axis in flow.labeled()]
+        return np.isin(self._graph.labels.roots(labels), np.concatenate([np.empty(0, int), *own]))
+
+    def zero(self, kernel: keras.Variable) -> np.ndarray | None:
+        """For each channel that a kernel makes whether nothing that is left of its weights is not zero."""
+        makes = [slot for slot in self._slots[id(kernel)] if slot.role == "makes"]
+        if not makes:
+            return None
+        slot, value = makes[-1], self.value(kernel) != 0
+        for read in self._slots[id(kernel)]:
+            if read.axis != slot.axis and read.role != "follows":
+                value = np.take(value, np.flatnonzero(self.stays(read.labels)), axis=read.axis)
+        return ~value.any(tuple(axis for axis in range(value.ndim) if axis != slot.axis))
+
+    def stays(self, labels: np.ndarray | None) -> np.ndarray:
+        """Whether each identity stays."""
+        return ~np.isin(self._graph.labels.roots(labels), self._removed)
+
+    def gone(self, flow: Flow) -> np.ndarray | None:
+        """The constants of a tensor that need not be computed any more, one a channel that stays; else `None`."""
+        return self._gone.get(id(flow))
+
+    def needed(self) -> set[int]:
+        """Identities of the layers and operations that are still to be computed."""
+        flows, found = {id(flow) for flow in self._graph.ends}, set()
+        for call, outputs in reversed(self._graph.calls):
+            if not self._all_gone(outputs) and any(id(flow) in flows for flow in outputs):
+                found.add(id(call.operation))
+                flows.update(id(flow) for flow in call.flows)
+        return found
+
+    def _run(self, call: Call, outputs: list[Flow]) -> None:
+        rule, flow = rule_of(call.operation), outputs[0]
+        if rule is not None and len(flow.labeled()) == 1:
+            labels = np.asarray(flow.labels[flow.labeled()[0]])
+            values = rule(self, call, labels)
+            if values is not None:
+                self._known[id(flow)] = self._agreed(labels, values)
+        if not self._removed.size:
+            return
+        left = [self._left(flow) for flow in outputs]
+        absent = [flow for flow in call.flows if id(flow) in self._gone]
+        empty = any(values is not None and not values.size for values in left)
+        if (absent or empty) and all(values is not None for values in left):
+            self._gone.update(
+                {id(flow): values for flow, values in zip(outputs, left, strict=True) if values is not None}
+            )
+        elif absent and not self._absorbs(call, absent, outputs[0]):
+            self.refused.append(f"{call.operation.name!r} would be left with nothing to read")
+
+    def _absorbs(self, call: Call, absent: list[Flow], output: Flow) -> bool:
+        """Whether a call can do without some of its tensors: a sum, or a concatenation to which they add nothing."""
+        if isinstance(call.operation, ROWS):
+            return not any(self._gone[id(flow)].size for flow in absent)
+        present = [flow for flow in call.flows if id(flow) not in self._gone]
+        numbers = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not None]
+        alike = all(flow.shape == output.shape for flow in present)
+        return isinstance(call.operation, SUMS) and alike and len(numbers) == len(call.flows)
+
+    def _left(self, flow: Flow) -> np.ndarray | None:
+        """The constants of the channels that stay; `None` if one of them is none."""
+        axes = flow.labeled()
+        empty = any(not self.stays(flow.labels[axis]).any() for axis in axes)
+        if empty:
+            return np.empty(0)
+        if len(axes) != 1:
+            return None
+        labels = np.asarray(flow.labels[axes[0]])
+        values = self.at(flow, labels)[self.stays(labels)]
+        return None if np.isnan(values).any() else values
+
+    def _all_gone(self, flows: list[Flow]) -> bool:
+        return all(id(flow) in self._gone for flow in flows)
+
+    def _agreed(self, labels: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(roots, their constants) where all places of a root have the same."""
+        roots, places = np.unique(self._graph.labels.roots(labels), return_inverse=True)
+        low, high = np.full(roots.size, np.inf), np.full(roots.size, -np.inf)
+        np.minimum.at(low, places, values)
+        np.maximum.at(high, places, values)
+        same = low == high
+        return roots[same], low[same]
