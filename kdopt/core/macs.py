@@ -181,6 +181,7 @@ def _count(operation: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
         outputs = keras.KerasTensor((*outputs.shape[:-1], args[2].shape[-1]), outputs.dtype)
     if rule is None:
         return _operation_macs(operation, args, outputs), outputs
+    _refuse_open(args, kwargs, outputs)
     return int(rule(operation, args[0] if args else kwargs, outputs)), outputs
 
 
@@ -207,7 +208,15 @@ def _operation_macs(operation: Any, args: Any, outputs: Any) -> int:
     if kind in _UNCOUNTED or type(operation).__module__.endswith("ops.linalg"):
         raise UnknownMacs(f"keras.ops {kind} has no count")
     rule = _OPERATION_RULES.get(kind)
+    if rule:
+        _refuse_open(args, outputs)
     return int(rule(operation, args, keras.tree.flatten(outputs)[0])) if rule else 0
+
+
+def _refuse_open(*tensors: Any) -> None:
+    shapes = [x.shape for x in keras.tree.flatten(tensors) if isinstance(x, keras.KerasTensor)]
+    if any(None in shape for shape in shapes):
+        raise UnknownMacs(f"Keras does not know all sizes of what it reads or makes: {shapes}")
 
 
 def _rule_of(operation: Any) -> Rule | None:

@@ -47,7 +47,7 @@ def without(
 
 @dataclass(frozen=True)
 class _Gone:
-    """Stands for a tensor of which nothing but constants is left."""
+    """Stands for a tensor of which nothing but constants is left; they broadcast to its shape."""
 
     values: Any
 
@@ -126,18 +126,16 @@ class _Cut:
             calls[id(node.operation)] += 1
             gone = [None if self._constants is None else self._constants.gone(flow) for flow in flows]
             if all(values is not None for values in gone):
-                outputs: Any = [_Gone(values) for values in gone]
+                outputs: Any = [_Gone(_along(flow, values)) for flow, values in zip(flows, gone, strict=True)]
             else:
                 args, kwargs = node.arguments.fill_in(tensors)
                 absent = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, _Gone)]
-                call = (
-                    self._operation(node.operation) if not absent else partial(self._joined, node.operation, flows[0])
-                )
+                call = self._operation(node.operation) if not absent else partial(self._joined, node.operation)
                 outputs = call(*args, **kwargs)
             tensors.update({id(old): new for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True)})
         return [tensors[id(tensor)] for tensor in graph.outputs]
 
-    def _joined(self, operation: Any, flow: Flow, *args: Any, **kwargs: Any) -> Any:
+    def _joined(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         """A sum or concatenation of what is left; constants that fell away from a sum are added."""
         leaves = keras.tree.flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
@@ -151,8 +149,7 @@ class _Cut:
         if not np.any(offset):
             return rest
         name = operation.name if rest is tensors[0] else f"{operation.name}_offset"
-        after = len(flow.shape) - 1 - flow.labeled()[0]
-        return keras.layers.Rescaling(1.0, np.reshape(offset, (-1, *[1] * after)).tolist(), name=name, **policy)(rest)
+        return keras.layers.Rescaling(1.0, np.asarray(offset).tolist(), name=name, **policy)(rest)
 
     def _operation(self, operation: Any) -> Any:
         if id(operation) not in self._made:
@@ -185,6 +182,12 @@ class _Cut:
         for axis, places in self._kept.get(id(variable), {}).items():
             value = np.take(value, places, axis=axis)
         return value
+
+
+def _along(flow: Flow, values: Any) -> np.ndarray:
+    """Constants in a shape in which they broadcast along the axis of the channels."""
+    after = len(flow.shape) - 1 - flow.labeled()[0] if values.size else 0
+    return values.reshape(-1, *[1] * after)
 
 
 def _name_of(tensor: Any) -> str:

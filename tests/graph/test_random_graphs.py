@@ -106,6 +106,34 @@ def check_plan(model, share, x, seen):
     seen["planned"] += 1
 
 
+def may_go(graph):
+    """Whether any channel may."""
+    made = [graph.labels.roots(slot.labels) for slot in graph.labels.slots() if slot.role == "makes"]
+    return bool(set(np.concatenate(made).tolist()) - set(graph.labels.frozen()))
+
+
+def check_dead(model, graph, x, seed, seen):
+    """Kernels with zeros, of some channels or of whole layers: what is dead goes, and nothing is lost."""
+    before, rng = model.get_weights(), np.random.default_rng(seed)
+    roots = np.unique(np.concatenate([graph.labels.roots(s.labels) for s in graph.labels.slots() if s.role == "makes"]))
+    zero = roots[rng.random(roots.size) < 0.5]
+    for slot in graph.labels.slots():
+        own = graph.labels.roots(slot.labels)
+        if slot.role == "makes" and (rng.random() < 0.3 or np.isin(own, zero).any()):
+            value = np.moveaxis(slot.variable.numpy(), slot.axis, 0)
+            value[np.isin(own, zero) if rng.random() < 0.5 else slice(None)] = 0
+            slot.variable.assign(np.moveaxis(value, 0, slot.axis))
+    expected = outputs(model, x)
+    if may_go(graph):
+        plan = plan_channels(model, criterion="mask", minimum=0)
+        small = apply_plan(model, plan, check=False)
+        assert largest_difference(expected, outputs(small, x)) < TOLERANCE
+        assert sum(weight.shape.num_elements() for weight in small.weights) == plan.parameters[1]
+        seen["dead"] += plan.dead > 0
+        seen["vanished"] += any(layer.after == 0 for layer in plan.layers)
+    model.set_weights(before)
+
+
 def check_example(draws, folder, seen):
     """One graph, one random choice of channels."""
     keras.backend.clear_session()
@@ -139,6 +167,7 @@ def check_example(draws, folder, seen):
     seen["kinds that shrank"].update(kinds_that_shrank(graph, removed))
     if plan:
         check_plan(model, share, x, seen)
+    check_dead(model, graph, x, seed, seen)
     if save:
         seen["saved"] += 1
         small.save(folder / "small.keras")
@@ -161,6 +190,7 @@ def check_examples(count, folder):
     assert seen["removed"] > 0.55 * seen["examples"]
     assert seen["mattered"] > 0.9 * seen["removed"]
     assert seen["illegal"] < 0.05 * seen["examples"]
+    assert seen["dead"] > 0.2 * seen["removed"]
     return seen
 
 
@@ -180,5 +210,6 @@ def test_a_thousand_random_graphs(tmp_path):
     assert [rule.__name__ for rule, kinds in rules.items() if not kinds & (found | {"LayerScale"})] == []
     sized = {kind.__name__ for kind in _RESIZES if issubclass(kind, keras.layers.Layer)} & found
     assert sized - set(seen["kinds that shrank"]) <= WITHOUT_WEIGHTS
+    assert seen["vanished"] > 20
     assert seen["saved"] > 50
     assert seen["planned"] > 50

@@ -105,22 +105,28 @@ class Constants:
             return
         left = [self._left(flow) for flow in outputs]
         absent = [flow for flow in call.flows if id(flow) in self._gone]
-        empty = any(values is not None and not values.size for values in left)
-        if (absent or empty) and all(values is not None for values in left):
+        emptied = self._emptied(call.operation) or any(values is not None and not values.size for values in left)
+        if (absent or emptied) and all(values is not None for values in left):
             self._gone.update(
                 {id(flow): values for flow, values in zip(outputs, left, strict=True) if values is not None}
             )
-        elif absent and not self._absorbs(call, absent, outputs[0]):
+        elif emptied or (absent and not self._absorbs(call, absent, outputs[0])):
             self.refused.append(f"{call.operation.name!r} would be left with nothing to read")
 
     def _absorbs(self, call: Call, absent: list[Flow], output: Flow) -> bool:
         """Whether a call can do without some of its tensors: a sum, or a concatenation to which they add nothing."""
         if isinstance(call.operation, ROWS):
-            return not any(self._gone[id(flow)].size for flow in absent)
+            return len(absent) < len(call.flows) and not any(self._gone[id(flow)].size for flow in absent)
         present = [flow for flow in call.flows if id(flow) not in self._gone]
         numbers = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not None]
         alike = all(flow.shape == output.shape for flow in present)
-        return isinstance(call.operation, SUMS) and alike and len(numbers) == len(call.flows)
+        return isinstance(call.operation, SUMS) and bool(present) and alike and len(numbers) == len(call.flows)
+
+    def _emptied(self, operation: Any) -> bool:
+        """Whether one of a layer's Variables has nothing left."""
+        variables = operation.variables if isinstance(operation, keras.layers.Layer) else []
+        slots = [slot for variable in variables for slot in self._slots.get(id(variable), [])]
+        return any(not self.stays(slot.labels).any() for slot in slots)
 
     def _left(self, flow: Flow) -> np.ndarray | None:
         """The constants of the channels that stay; `None` if one of them is none."""
