@@ -125,6 +125,7 @@ KEPT = {
     "separable": (lambda x: x, lambda x: L.SeparableConv2D(5, 3)(x)),
     "slopes of its own": (L.PReLU(shared_axes=[1, 2]), L.Conv2D(5, 1)),
     "two places with other constants": (two_places, L.Conv2D(5, 1)),
+    "a norm over places": (L.BatchNormalization(axis=2), L.Conv2D(5, 1)),
     "a gate": (gated, L.Conv2D(5, 1)),
     "a map over all places": (
         lambda x: L.Multiply()([x, L.Conv2D(1, 1, activation="sigmoid")(x)]),
@@ -148,7 +149,7 @@ def test_zeros_go_everywhere(kind):
         if isinstance(layer, L.DepthwiseConv2D):
             layer.bias.assign(layer.bias * 0)
     dead = lossless(model)[1].dead
-    assert dead == (0 if kind in ("slopes of its own", "two places with other constants") else ZEROS)
+    assert dead == (0 if kind in ("a norm over places", "two places with other constants") else ZEROS)
 
 
 def test_a_gamma_of_zero_is_dead_whatever_the_kernel_says():
@@ -218,3 +219,91 @@ def test_heads_whose_readers_cannot_take_a_constant_stay():
         part.kernel.assign(part.kernel * np.array([0.0, 1, 1])[:, None])
     x = np.random.default_rng(0).normal(size=(3, 7, 6)).astype("float32")
     assert lossless(model, x)[1].dead == 0  # biases make queries, keys and values
+
+
+def silent(layer, unit=0):
+    """The candidate for the unit's new state becomes zero; the other gates stay as they are."""
+    at = unit + 2 * layer.units if not isinstance(layer, L.SimpleRNN) else unit
+    for variable in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias):
+        value = variable.numpy()
+        value[..., at] = 0
+        variable.assign(value)
+
+
+@pytest.mark.parametrize("kind", [L.SimpleRNN, L.LSTM, L.GRU])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("sequences", [False, True])
+def test_a_unit_without_a_new_state_is_dead(kind, both, sequences):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((7, 4))
+    rnn = kind(5, return_sequences=sequences, name="rnn")
+    rnn = L.Bidirectional(rnn, name="rnn") if both else rnn
+    model = disturbed(keras.Model(inputs, L.Dense(2)(rnn(inputs))))
+    for layer in (rnn.forward_layer, rnn.backward_layer) if both else (rnn,):
+        silent(layer)
+    x = np.random.default_rng(0).normal(size=(3, 7, 4)).astype("float32")
+    assert lossless(model, x)[1].dead == 1
+    if both:
+        cell = rnn.backward_layer.cell
+        cell.bias.assign(cell.bias + 0.5)
+        assert lossless(model, x)[1].dead == 0
+
+
+def test_a_silent_unit_that_begins_with_a_state_is_alive():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((7, 4))
+    first = L.LSTM(5, return_state=True, return_sequences=True, name="first")(inputs)
+    second = L.LSTM(5, name="second")
+    model = disturbed(keras.Model(inputs, L.Dense(2)(second(first[0], initial_state=first[1:]))))
+    silent(second)
+    x = np.random.default_rng(0).normal(size=(3, 7, 4)).astype("float32")
+    assert lossless(model, x)[1].dead == 0
+
+
+@pytest.mark.parametrize("kind", ["heads", "widths", "groups of heads"])
+def test_heads_and_widths_without_values_are_dead(kind):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((7, 6))
+    layer = L.GroupQueryAttention(2, 6, 3) if kind == "groups of heads" else L.MultiHeadAttention(3, 2)
+    model = disturbed(keras.Model(inputs, L.Dense(2)(layer(inputs, inputs))))
+    value = layer._value_dense
+    mask = np.array([1.0, 1])[None] if kind == "widths" else np.array([0.0, 1, 1])[:, None]
+    mask = np.array([[0.0, 1]]) if kind == "widths" else mask
+    value.kernel.assign(value.kernel * mask)
+    value.bias.assign(value.bias * mask)
+    x = np.random.default_rng(0).normal(size=(3, 7, 6)).astype("float32")
+    small, plan = lossless(model, x)
+    assert plan.dead == 1
+    found = small.layers[1]
+    assert found.value_dim == 1 if kind == "widths" else found._value_dense.kernel.shape[1] == 2
+
+
+def test_embeddings_and_layers_on_each_step():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((7,), dtype="int32")
+    h = L.TimeDistributed(L.Dense(6, activation="tanh", name="maker"))(L.Embedding(9, 5, name="words")(inputs))
+    model = disturbed(keras.Model(inputs, L.TimeDistributed(L.Dense(2))(h)))
+    words = model.get_layer("words").embeddings
+    words.assign(words * np.array([0.0, 1, 1, 0, 1]))
+    zero(next(layer for layer in model._flatten_layers() if layer.name == "maker"))
+    small, plan = lossless(model, np.array([[1, 2, 3, 4, 5, 6, 7], [8, 8, 0, 0, 1, 2, 3]], "int32"))
+    assert plan.dead == 2 + ZEROS
+    assert small.get_layer("words").output_dim == 3
+
+
+def test_groups_of_one_channel():
+    model = image_net(lambda x: L.ReLU()(L.GroupNormalization(6)(x)), READERS["valid"])
+    assert lossless(model)[1].dead == ZEROS
+    model = image_net(lambda x: L.GroupNormalization(3)(x), READERS["valid"])
+    assert lossless(model)[1].dead == 0
+
+
+def test_images_with_channels_first():
+    """The model cannot be run on a CPU; what takes over the constants says enough."""
+    inputs = keras.Input((3, 9, 9))
+    layer = L.Conv2D(5, 1, data_format="channels_first", use_bias=False)
+    h = L.Conv2D(6, 3, data_format="channels_first", name="maker")(inputs)
+    model = keras.Model(inputs, L.BatchNormalization(axis=1)(layer(h)))
+    zero(model.get_layer("maker"))
+    model.get_layer("maker").bias.assign(np.ones(6))
+    assert dead_channels(model, trace_channels(model)).roots.size == 0

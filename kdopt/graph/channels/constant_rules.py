@@ -5,11 +5,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.applications.convnext import LayerScale
 from keras.src.ops import core
 from keras.src.ops import numpy as knp
 
 from kdopt.graph.channels.handlers_ops import _UNARY
 from kdopt.graph.channels.handlers_weights import kernel_of
+from kdopt.graph.channels.labels import Slot
 from kdopt.graph.channels.rules import Call
 
 L = keras.layers
@@ -31,6 +33,7 @@ _SUMS: dict[Any, Callable[..., Any]] = {
     **{knp.Add: sum, knp.Multiply: lambda v: _product(v), knp.Subtract: lambda v: v[0] - v[1]},
     **{knp.Maximum: lambda v: np.max(v, 0), knp.Minimum: lambda v: np.min(v, 0)},
 }
+_RECURRENT = (L.SimpleRNN, L.LSTM, L.GRU)
 SUMS, ROWS = (L.Add, knp.Add), (L.Concatenate, knp.Concatenate)
 
 
@@ -39,14 +42,81 @@ def rule_of(operation: Any) -> Rule | None:
     return _RULES.get(type(operation))
 
 
+def inside(constants: Any, call: Call, slot: Slot) -> np.ndarray | None:
+    """The constants of what a kernel reads in a layer that makes it itself: attended values, recurrent states."""
+    layer = call.operation
+    attends = isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention))
+    if attends and slot.variable is kernel_of(layer._output_dense):
+        heads = constants.value(kernel_of(layer._value_dense)) != 0
+        bias = constants.value(layer._value_dense.bias)
+        made = heads.any(0) if bias is None else heads.any(0) | (bias != 0)
+        made = made.any(1 - slot.axis)
+        return np.where(np.repeat(made, slot.labels.size // made.size), np.nan, 0.0)
+    for one in (layer.forward_layer, layer.backward_layer) if isinstance(layer, L.Bidirectional) else (layer,):
+        if isinstance(one, _RECURRENT) and slot.variable is one.cell.recurrent_kernel:
+            return _units(constants, one, call)
+    return None
+
+
+def _units(constants: Any, layer: Any, call: Call) -> np.ndarray:
+    """Zero for the units of a recurrent layer whose candidate for a new state is always zero; they begin there."""
+    cell, starts = layer.cell, len(call.flows) > 1
+    at = {L.LSTM: 2, L.GRU: 2, L.SimpleRNN: 0}[type(layer)]
+    values = (constants.value(v) for v in (cell.kernel, cell.recurrent_kernel, cell.bias) if v is not None)
+    gates = [value.reshape(-1, value.shape[-1] // cell.units, cell.units)[:, at] for value in values]
+    alive = np.any([gate.any(0) for gate in gates], 0)
+    quiet = not starts and not np.any(_applied(cell.activation, np.zeros(1)))
+    return np.where(alive | (not quiet), np.nan, 0.0)
+
+
+def _recurrent(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
+    units = _units(constants, call.operation, call)
+    return units if units.shape == labels.shape else None
+
+
+def _bidirectional(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
+    layers = (call.operation.forward_layer, call.operation.backward_layer)
+    if not all(type(layer) in _RECURRENT for layer in layers):
+        return None
+    made = [_units(constants, layer, call) for layer in layers]
+    both = made[0] + made[1]
+    return np.tile(both, labels.size // both.size)
+
+
+def _embedding(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
+    zero = constants.zero(call.operation._embeddings, labels)
+    return None if zero is None or call.operation.mask_zero else np.where(zero, 0.0, np.nan)
+
+
+def _zero_stays(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray:
+    """Borders of zeros, slopes and scales of their own."""
+    values = constants.at(call.x, labels)
+    return np.where(values == 0, values, np.nan)
+
+
+def _group_norm(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
+    """A constant channel that is normalized alone has nothing but its shift."""
+    layer = call.operation
+    if layer.groups not in (-1, call.x.shape[layer.axis]) or not all(
+        constants.follows(variable, labels) for variable in (layer.gamma, layer.beta)
+    ):
+        return None
+    beta = constants.value(layer.beta)
+    known = np.where(np.isnan(constants.at(call.x, labels)), np.nan, 0.0)
+    return known if beta is None else known + beta
+
+
 def _makes(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
     """The bias, where all weights are zero."""
     layer = getattr(call.operation, "_output_dense", call.operation)
+    layer = layer.layer if isinstance(layer, L.TimeDistributed) else layer
+    if layer is not call.operation and rule_of(layer) is not _makes:
+        return None
     kernel = getattr(layer, "pointwise_kernel", None)
-    zero = constants.zero(kernel_of(layer) if kernel is None else kernel)
+    zero = constants.zero(kernel_of(layer) if kernel is None else kernel, labels)
     bias = constants.value(layer.bias)
     bias = np.zeros(labels.size) if bias is None else bias
-    if zero is None or zero.shape != labels.shape or bias.shape != labels.shape:
+    if zero is None or not constants.follows(layer.bias, labels):
         return None
     return _applied(layer.activation, np.where(zero, bias, np.nan))
 
@@ -66,7 +136,7 @@ def _depthwise(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | N
 
 def _norm(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
     layer = call.operation
-    if call.x.shape[layer.axis] != labels.size or getattr(layer, "renorm", False):
+    if not constants.follows(layer.moving_mean, labels) or getattr(layer, "renorm", False):
         return None
     gamma, beta, mean, variance = (
         constants.value(v) for v in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
@@ -99,11 +169,6 @@ def _moves(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray:
     return found
 
 
-def _pads(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray:
-    values = constants.at(call.x, labels)
-    return np.where(values == 0, values, np.nan)
-
-
 def _sums(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
     numbers = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not None]
     if len(numbers) != len(call.flows):
@@ -130,12 +195,16 @@ def _applied(function: Any, values: np.ndarray) -> np.ndarray:
 _KERNELS = (L.Dense, L.EinsumDense, L.Conv1D, L.Conv2D, L.Conv3D, L.Conv1DTranspose, L.Conv2DTranspose)
 _RULES: dict[type, Rule] = {
     **dict.fromkeys((*_KERNELS, L.Conv3DTranspose, L.SeparableConv1D, L.SeparableConv2D), _makes),
-    **dict.fromkeys((L.MultiHeadAttention, L.GroupQueryAttention), _makes),
+    **dict.fromkeys((L.MultiHeadAttention, L.GroupQueryAttention, L.TimeDistributed), _makes),
     **dict.fromkeys((L.DepthwiseConv1D, L.DepthwiseConv2D), _depthwise),
     L.BatchNormalization: _norm,
     **dict.fromkeys(_FUNCTIONS, _function),
     L.Rescaling: _rescaling,
     **dict.fromkeys(_MOVES, _moves),
-    **dict.fromkeys((L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D), _pads),
+    **dict.fromkeys((L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D, L.PReLU, LayerScale), _zero_stays),
+    **dict.fromkeys(_RECURRENT, _recurrent),
+    L.Bidirectional: _bidirectional,
+    L.Embedding: _embedding,
+    L.GroupNormalization: _group_norm,
     **dict.fromkeys(_SUMS, _sums),
 }

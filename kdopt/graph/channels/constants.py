@@ -66,16 +66,21 @@ class Constants:
         own = [self._graph.labels.roots(flow.labels[axis]) for axis in flow.labeled()]
         return np.isin(self._graph.labels.roots(labels), np.concatenate([np.empty(0, int), *own]))
 
-    def zero(self, kernel: keras.Variable) -> np.ndarray | None:
-        """For each channel that a kernel makes whether nothing that is left of its weights is not zero."""
-        makes = [slot for slot in self._slots[id(kernel)] if slot.role == "makes"]
+    def zero(self, kernel: keras.Variable, labels: np.ndarray) -> np.ndarray | None:
+        """For each channel whether what is left of a kernel's weights is zero; `None` if it does not make these."""
+        makes = [slot for slot in self._slots[id(kernel)] if slot.role == "makes" and self._same(slot.labels, labels)]
         if not makes:
             return None
-        slot, value = makes[-1], self.value(kernel) != 0
+        axis, value = makes[-1].axis, self.value(kernel) != 0
         for read in self._slots[id(kernel)]:
-            if read.axis != slot.axis and read.role != "follows":
+            if read.axis != axis and read.role != "follows":
                 value = np.take(value, np.flatnonzero(self.stays(read.labels)), axis=read.axis)
-        return ~value.any(tuple(axis for axis in range(value.ndim) if axis != slot.axis))
+        return ~value.any(tuple(other for other in range(value.ndim) if other != axis))
+
+    def follows(self, variable: Any, labels: np.ndarray) -> bool:
+        """Whether a Variable, if there is one, has a value for each of these identities."""
+        slots = [] if variable is None else self._slots.get(id(variable), [])
+        return variable is None or (len(slots) == 1 and self._same(slots[0].labels, labels))
 
     def stays(self, labels: np.ndarray | None) -> np.ndarray:
         """Whether each identity stays."""
@@ -95,12 +100,12 @@ class Constants:
         return found
 
     def _run(self, call: Call, outputs: list[Flow]) -> None:
-        rule, flow = rule_of(call.operation), outputs[0]
-        if rule is not None and len(flow.labeled()) == 1:
-            labels = np.asarray(flow.labels[flow.labeled()[0]])
-            values = rule(self, call, labels)
+        rule = rule_of(call.operation)
+        for flow in outputs if rule is not None else []:
+            labels = [label for label in flow.labels if label is not None]
+            values = rule(self, call, labels[0]) if rule is not None and len(labels) == 1 else None
             if values is not None:
-                self._known[id(flow)] = self._agreed(labels, values)
+                self._known[id(flow)] = self._agreed(labels[0], values)
         if not self._removed.size:
             return
         left = [self._left(flow) for flow in outputs]
@@ -142,6 +147,9 @@ class Constants:
 
     def _all_gone(self, flows: list[Flow]) -> bool:
         return all(id(flow) in self._gone for flow in flows)
+
+    def _same(self, one: np.ndarray, other: np.ndarray) -> bool:
+        return np.array_equal(self._graph.labels.roots(one), self._graph.labels.roots(other))
 
     def _agreed(self, labels: Any, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(roots, their constants) where all places of a root have the same."""

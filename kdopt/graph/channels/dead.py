@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kdopt.core.neighbors import norms_after
+from kdopt.graph.channels.constant_rules import inside
 from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.handlers_weights import kernel_of
@@ -68,8 +69,11 @@ def dead_channels(model: keras.Model, graph: ChannelGraph) -> DeadChannels:
     for call, _ in graph.calls:
         layers = call.operation._flatten_layers() if isinstance(call.operation, keras.layers.Layer) else []
         for slot in [slot for layer in layers for slot in owned[id(layer)]]:
-            target = _target(call.operation, norms) if slot.layer is call.operation else None
-            values = _agreed([constants.at(flow, slot.labels) for flow in call.flows])
+            layer = call.operation.layer if isinstance(call.operation, L.TimeDistributed) else call.operation
+            target = _target(layer, norms) if slot.layer is layer else None
+            values = inside(constants, call, slot)
+            if values is None:
+                values = _agreed([constants.at(flow, slot.labels) for flow in call.flows])
             read[id(slot)].append((slot, target, values))
     stay, folded = set(graph.labels.frozen()), []
     makes = {root for slot in slots if slot.role == "makes" for root in graph.labels.roots(slot.labels).tolist()}

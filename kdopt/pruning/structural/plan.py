@@ -62,8 +62,8 @@ def plan_channels(
         size_bytes: Bytes of the weights.
         latency: As `latency_of` measures it. Costs a model and a measurement for each of about ten steps.
         latency_of: Function model -> float, e.g. milliseconds.
-        criterion: Name in `kdopt.criteria.CRITERIA`, a `Criterion`, or `"mask"`: exactly the channels that are zero
-            already (kernel, bias, gamma and beta) or dead, without a target.
+        criterion: Name in `kdopt.criteria.CRITERIA`, a `Criterion`, or `"mask"`: exactly the dead channels, such as
+            those that training made zero (kernel, bias, gamma and beta), without a target.
         scope: `"global"` (default): the lowest scores of the whole model go; `"layer"`: every group of coupled channels
             loses the same share.
         minimum: Integer >= 0, channels that stay of each group. With `0` those of a residual branch may all go: its

@@ -11,8 +11,6 @@ from kdopt.core.kernels import find_kernels, select
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.graph.channels.groups import ChannelGraph
 
-_ADDED = ("bias", "beta", "gamma", "recurrent_kernel")  # what must be zero with a kernel, for its channel to be
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -49,8 +47,7 @@ def units_of(
     Args:
         model: The model that was traced.
         graph: What was found.
-        criterion: Name in `CRITERIA`, a `Criterion`, or `"mask"`: 0 for a channel whose kernels, bias, gamma and beta
-            are zero, and for dead ones; infinite for all others.
+        criterion: Name in `CRITERIA`, a `Criterion`, or `"mask"`: infinite for all but the dead ones.
         layers: Which layers' channels may go; as in `GradualPruning`. `None`: all.
         normalize: Whether to divide by the group's mean, so that groups can be compared. `None`: for criteria of the
             weights alone.
@@ -62,7 +59,9 @@ def units_of(
     found, skipped = find_kernels(model)
     views = select(found, layers, skipped)
     if criterion == "mask":
-        roots, groups, loss = _zeros(graph, {id(view.variable) for view in views})
+        table = _Table(graph)
+        free = table.free({id(view.variable) for view in views})
+        roots, groups, loss = table.roots[free], table.groups()[free], np.full(free.sum(), np.inf)
     else:
         roots, groups, loss = _scored(model, graph, views, criterion, data)
     if not roots.size:
@@ -133,18 +132,6 @@ def _scored(
         graph.labels.freeze(table.roots[free & made & (count == 0)], reason)
     free &= count > 0
     return table.roots[free], table.groups()[free], total[free] / count[free]
-
-
-def _zeros(graph: ChannelGraph, chosen: Collection[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(root, group, 0 or infinity) of all channels that may go: whether what makes them, and is added after, is 0."""
-    table = _Table(graph)
-    alive = np.zeros(table.roots.size)
-    for index, slot in enumerate(table.slots):
-        if slot.role == "makes" or (slot.role == "follows" and slot.variable.name in _ADDED):
-            others = tuple(axis for axis in range(len(slot.variable.shape)) if axis != slot.axis)
-            alive += table.sums(index, (keras.ops.convert_to_numpy(slot.variable) != 0).any(others))
-    free = table.free(chosen)
-    return table.roots[free], table.groups()[free], np.where(alive[free] > 0, np.inf, 0.0)
 
 
 def _channel_scores(
