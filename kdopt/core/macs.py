@@ -132,6 +132,10 @@ def _visit(operation: Any, parents: tuple[str, ...], calls: list[Call], *args: A
     except UnknownMacs as error:
         inner = [Call("/".join(path), operation, None, str(error))]
         outputs = operation.compute_output_spec(*args, **kwargs)
+    except TypeError as error:
+        if not _open_shapes(args, kwargs):
+            raise
+        raise ValueError(f"{'/'.join(path)!r}: Keras does not know all sizes of what it reads ({error}).") from error
     calls += inner
     return keras.tree.map_structure(_fresh, outputs)
 
@@ -214,9 +218,13 @@ def _operation_macs(operation: Any, args: Any, outputs: Any) -> int:
 
 
 def _refuse_open(*tensors: Any) -> None:
-    shapes = [x.shape for x in keras.tree.flatten(tensors) if isinstance(x, keras.KerasTensor)]
-    if any(None in shape for shape in shapes):
+    if shapes := _open_shapes(tensors):
         raise UnknownMacs(f"Keras does not know all sizes of what it reads or makes: {shapes}")
+
+
+def _open_shapes(*tensors: Any) -> list[Any]:
+    shapes = [x.shape for x in keras.tree.flatten(tensors) if isinstance(x, keras.KerasTensor)]
+    return [shape for shape in shapes if None in shape]
 
 
 def _rule_of(operation: Any) -> Rule | None:

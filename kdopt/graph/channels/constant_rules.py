@@ -116,9 +116,9 @@ def _makes(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
     zero = constants.zero(kernel_of(layer) if kernel is None else kernel, labels)
     bias = constants.value(layer.bias)
     bias = np.zeros(labels.size) if bias is None else bias
-    if zero is None or not constants.follows(layer.bias, labels):
+    if zero is None or not constants.follows(layer.bias, labels) or bias.size != labels.size:
         return None
-    return _applied(layer.activation, np.where(zero, bias, np.nan))
+    return _applied(layer.activation, np.where(zero, bias.reshape(-1), np.nan))
 
 
 def _depthwise(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:

@@ -44,8 +44,12 @@ class Constants:
         if any(id(flow) in self._gone for flow in graph.ends):
             self.refused.append("an output of the model would be a constant")
         for key, inputs in graph.inputs.items():
-            if any(id(flow) in self._gone for flow in inputs) and not self._all_gone(graph.outputs[key][0]):
-                self.refused.append("a nested model would be called on nothing")
+            made = graph.outputs[key]
+            whole = all(self._all_gone(outputs) for outputs in made)
+            if not whole and any(
+                id(flow) in self._gone for flow in [*inputs, *(f for outputs in made for f in outputs)]
+            ):
+                self.refused.append("a part of a nested model would be left with nothing to read, or make nothing")
 
     def value(self, variable: Any) -> Any:
         """A Variable as an array, `None` for none."""
@@ -93,7 +97,11 @@ class Constants:
     def needed(self) -> set[int]:
         """Identities of the layers and operations that are still to be computed."""
         flows, found = {id(flow) for flow in self._graph.ends}, set()
+        nested = [outputs for key in self._graph.inputs for outputs in self._graph.outputs[key]]
         for call, outputs in reversed(self._graph.calls):
+            for group in nested:  # of a nested model all outputs are made, or none
+                if any(id(flow) in flows for flow in group):
+                    flows.update(id(flow) for flow in group)
             if not self._all_gone(outputs) and any(id(flow) in flows for flow in outputs):
                 found.add(id(call.operation))
                 flows.update(id(flow) for flow in call.flows)
