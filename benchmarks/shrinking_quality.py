@@ -206,7 +206,7 @@ METHODS = {
     "bn_scale": Method(  # shortcuts without a BatchNormalization, and all that is added to them, stay
         lambda seed, train: {"criterion": "bn_scale", "layers": has_norm}, nets=("resnet8", "mobilenet")
     ),
-    "taylor": Method(lambda seed, train: {"criterion": "taylor", "data": some(train, seed), "normalize": True}),
+    "taylor": Method(lambda seed, train: {"criterion": "taylor", "data": some(train, seed)}),
     "random": Method(lambda seed, train: {"criterion": Random(seed)}),
     "group_lasso": by("l2", before=sparse),
     "scratch": by("l1", fresh=True),

@@ -4,6 +4,7 @@ from kdopt.criteria.activation import ActivationMean, APoZ, GradientNorm, Wanda
 from kdopt.criteria.base import CRITERIA, Criterion
 from kdopt.criteria.channel import FPGM, BNScale
 from kdopt.criteria.data import DataCriterion
+from kdopt.criteria.gates import Gates
 from kdopt.criteria.gradient import OBD, Fisher, GradientCriterion, Movement, Taylor
 from kdopt.criteria.output import OutputSensitivity
 from kdopt.criteria.weight import L1, L2, LAMP, Random
@@ -21,6 +22,7 @@ __all__ = [
     "Criterion",
     "DataCriterion",
     "Fisher",
+    "Gates",
     "GradientCriterion",
     "GradientNorm",
     "Movement",

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.copying import copy_model
-from kdopt.core.kernels import KernelView
+from kdopt.core.kernels import KernelView, find_kernels
 from kdopt.core.seeding import set_seed
 from kdopt.core.validation import check_fraction, check_integer
 from kdopt.criteria.base import CRITERIA, Criterion, Needs
@@ -21,6 +22,7 @@ from kdopt.pruning.metrics import Measure, digest, metric_of, name_of
 from kdopt.pruning.patterns import Pattern
 from kdopt.pruning.prune import prune
 from kdopt.pruning.rounds import IterationReport
+from kdopt.pruning.run import sparsity
 from kdopt.pruning.selection import Selection
 from kdopt.pruning.zeros import keep_zeros
 
@@ -104,7 +106,7 @@ def prune_and_distill(
     steps = round_sparsities(sparsity, rounds)
     set_seed(seed)
     scorer = Surviving(CRITERIA.get(criterion))
-    evaluate = _evaluate(metric, validation_data)
+    evaluate = evaluate_of(metric, validation_data)
     training = Training(
         teacher, train_data, check_integer("epochs", epochs), optimizer, loss, metric, distill, batch_size, callbacks
     )
@@ -234,13 +236,13 @@ class Training:
         return model
 
     def run(self, model: keras.Model, number: int) -> keras.Model:
-        """Trains a pruned model on labels and teacher in place; what is zero stays zero."""
+        """Trains a smaller model on labels and teacher in place; what is zero stays zero."""
         distiller = self.compiled(self._distiller(model))
         more = list(self._callbacks(number)) if self._callbacks else []
         x, y, weight = (*self._data, None, None)[:3] if isinstance(self._data, tuple) else (self._data, None, None)
         shuffles_itself = hasattr(x, "cardinality")  # a tf.data.Dataset, of which Keras would warn
         arguments = {"sample_weight": weight, "batch_size": self._batch_size, "epochs": self._epochs, "callbacks": more}
-        with keep_zeros(distiller):
+        with keep_zeros(distiller) if sparsity(find_kernels(model)[0]) else nullcontext():
             distiller.fit(x, y, verbose=0, shuffle=not shuffles_itself, **arguments)
         return model
 
@@ -251,7 +253,7 @@ class Training:
         return made
 
 
-def _evaluate(metric: str | Measure, validation_data: Any) -> Measure | None:
+def evaluate_of(metric: str | Measure, validation_data: Any) -> Measure | None:
     """The metric of a round; `None` where there is nothing to measure on."""
     if isinstance(metric, str) and validation_data is None:
         return None

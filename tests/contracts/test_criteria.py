@@ -144,9 +144,9 @@ def test_channels_in_another_order_have_the_same_scores(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_round_trip_and_description(name):
     criterion = CRITERIA.get(name)
-    changed = {
-        key: {"batch_size": 7, "seed": 5, "per_sample": True, "outputs": 2}[key] for key in criterion.get_config()
-    }
+    others = {"batch_size": 7, "seed": 5, "per_sample": True, "outputs": 2}
+    others |= {"epochs": 3, "learning_rate": 0.5, "penalty": 0.0}
+    changed = {key: others[key] for key in criterion.get_config()}
     for made in (criterion, type(criterion)(**changed)):
         again = CRITERIA.get(keras.saving.serialize_keras_object(made))
         assert type(again) is type(made)

@@ -72,7 +72,8 @@ def plan_channels(
             `"avx512"` (32), which computes that many channels at a time; `measure_round_to` finds it for a device.
         layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all.
         exclude: List of layers, names, classes, regular expressions: whose channels stay.
-        normalize: Whether scores are divided by their group's mean. `None`: for criteria of the weights alone.
+        normalize: Whether scores are divided by their group's mean. `None`: for criteria that cannot be compared
+            between layers, all but `"gates"`. Gradients without it may leave single channels of the last layers.
         data: For a criterion that needs gradients or samples.
         allow_normalized_axes: Whether channels that a LayerNormalization averages over may go; the smaller model then
             is another function, not the old one without them.

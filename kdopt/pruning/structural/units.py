@@ -49,8 +49,8 @@ def units_of(
         graph: What was found.
         criterion: Name in `CRITERIA`, a `Criterion`, or `"mask"`: infinite for all but the dead ones.
         layers: Which layers' channels may go; as in `GradualPruning`. `None`: all.
-        normalize: Whether to divide by the group's mean, so that groups can be compared. `None`: for criteria of the
-            weights alone.
+        normalize: Whether to divide by the group's mean, so that groups can be compared. `None`: if the criterion is
+            not `comparable` as it is.
         data: For a criterion that needs it.
         dead: Integer array, identities of channels with which nothing is lost, whatever the criterion says of them.
 
@@ -70,8 +70,7 @@ def units_of(
             f"No channel of {model.name!r} may go"
             f"{': ' + '; '.join(reasons) if reasons else ', or `layers` chose none that may'}."
         )
-    alone = criterion != "mask" and CRITERIA.get(criterion).needs == "weights"
-    if alone if normalize is None else normalize:
+    if criterion != "mask" and (not CRITERIA.get(criterion).comparable if normalize is None else normalize):
         means = np.bincount(groups, loss) / np.maximum(np.bincount(groups), 1)
         loss = loss / np.where(means == 0, 1, means)[groups]
     loss = np.where(np.isin(roots, [] if dead is None else dead), 0.0, loss)

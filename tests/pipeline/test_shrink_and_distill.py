@@ -1,0 +1,111 @@
+"""The recipe on real digits: it gets smaller in every round, keeps its accuracy, and continues after a kill."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kdopt.core import measure
+from kdopt.pipeline import shrink_and_distill
+from kdopt.pruning.structural import ReachedError
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    bunch = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = (bunch.images[..., None] / 16).astype("float32"), bunch.target.astype("int32")
+    order = np.random.default_rng(0).permutation(len(x))
+    return (x[order[:1200]], y[order[:1200]]), (x[order[1200:]], y[order[1200:]])
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(16, 3, padding="same", use_bias=False, name="stem")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    x = layers.Add()([x, layers.Conv2D(16, 3, padding="same", name="body")(x)])
+    x = layers.Dense(40, activation="relu", name="hidden")(layers.Flatten()(layers.MaxPooling2D()(x)))
+    model = keras.Model(inputs, layers.Dense(10, name="out")(x), name="student")
+    model.compile(keras.optimizers.Adam(3e-3), LOSS, metrics=["accuracy"], jit_compile=False)
+    model.fit(*digits[0], epochs=8, verbose=0)
+    return model
+
+
+def small(data, count):
+    return data[0][:count], data[1][:count]
+
+
+def test_the_student_is_narrower_after_each_round_and_still_good(digits, trained, capsys):
+    before, value = trained.get_weights(), trained.evaluate(*digits[1], verbose=0)[1]
+    report = shrink_and_distill(
+        trained, trained, digits[0], macs=0.25, loss=LOSS, rounds=2, epochs=4, validation_data=digits[1],
+        optimizer=keras.optimizers.Adam(2e-3), channels={"scope": "layer"},
+    )  # fmt: skip
+    whole = measure.macs(trained)
+    assert 0.15 * whole < measure.macs(report.model) <= 0.25 * whole
+    counts = [one.parameters for one in (report.start, *report.rounds)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == measure.parameters(report.model)
+    assert report.rounds[-1].value > value - 0.03
+    assert report.model.get_layer("stem").filters < 12
+    assert "round  2" in capsys.readouterr().out
+    for one, other in zip(before, trained.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("target", [{"parameters": 0.5}, {"size_bytes": 12000}])
+def test_other_targets_and_a_criterion_with_data(digits, trained, target):
+    report = shrink_and_distill(
+        trained, trained, small(digits[0], 100), **target, loss=LOSS, rounds=2, epochs=1, criterion="taylor",
+        criterion_data=small(digits[0], 64), channels={"exclude": ["stem"]}, progress=False,
+    )  # fmt: skip
+    ((name, share),) = target.items()
+    limit = share if share > 1 else share * getattr(measure, name)(trained)
+    assert getattr(measure, name)(report.model) <= limit
+    assert report.model.get_layer("stem").filters == 16
+
+
+def test_a_run_that_was_cut_off_goes_on(digits, trained, tmp_path):
+    class Killed(RuntimeError):
+        pass
+
+    def watch(number):
+        if number == 2 and not (tmp_path / "again").exists():
+            (tmp_path / "again").touch()
+            raise Killed
+        return []
+
+    arguments = {"macs": 0.4, "loss": LOSS, "rounds": 2, "epochs": 1, "callbacks": watch, "progress": False}
+    data = small(digits[0], 200)
+    with pytest.raises(Killed):
+        shrink_and_distill(trained, trained, data, **arguments, folder=tmp_path / "rounds")
+    continued = shrink_and_distill(trained, trained, data, **arguments, folder=tmp_path / "rounds")
+    whole = shrink_and_distill(trained, trained, data, **arguments)
+    for one, other in zip(continued.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="target"):
+        shrink_and_distill(trained, trained, data, **{**arguments, "macs": 0.3}, folder=tmp_path / "rounds")
+
+
+def test_bad_arguments_are_refused_before_anything_is_trained(digits, trained):
+    def run(**changes):
+        arguments = {"loss": LOSS, "macs": 0.5, "callbacks": lambda number: pytest.fail("it trained"), **changes}
+        shrink_and_distill(trained, trained, small(digits[0], 50), **arguments)
+
+    with pytest.raises(ValueError, match="Give one target of macs, parameters, size_bytes"):
+        run(macs=None)
+    with pytest.raises(ValueError, match="Give one target"):
+        run(parameters=0.5)
+    with pytest.raises(ReachedError, match="cannot be reached"):
+        run(macs=1e-5)
+    with pytest.raises(ValueError, match="criterion='mask' takes what is zero already"):
+        run(criterion="mask")
+    with pytest.raises(ValueError, match="needs samples: pass `criterion_data="):
+        run(criterion="taylor")
+    with pytest.raises(ValueError, match="`exclude` in `channels` must have names of layers"):
+        run(channels={"exclude": [trained.get_layer("stem")]})
+    with pytest.raises(ValueError, match="rounds"):
+        run(rounds=0)
