@@ -179,6 +179,9 @@ class _Cut:
         value = keras.ops.convert_to_numpy(variable)
         if id(variable) in self._added:
             value = value + self._added[id(variable)].astype(value.dtype)
+        divided = self._graph.labels.divided(variable)
+        if divided is not None:
+            value = (value * np.sqrt(np.mean(self._stays(divided)))).astype(value.dtype)
         for axis, places in self._kept.get(id(variable), {}).items():
             value = np.take(value, places, axis=axis)
         return value

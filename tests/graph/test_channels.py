@@ -58,6 +58,7 @@ def attention_net():
 def test_attention_loses_heads_and_the_residual_stays():
     groups = {(g.made_by, g.channels): g.frozen for g in channel_groups(attention_net())}
     assert groups[("attention",), 4] == groups[("attention",), 5] == groups[("up",), 20] == ""
+    assert groups[("attention",), 6] == ""  # widths of the keys
     assert "joins it with something that has no channels" in groups[("attention",), 12]
 
 

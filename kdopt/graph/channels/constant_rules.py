@@ -45,17 +45,28 @@ def rule_of(operation: Any) -> Rule | None:
 def inside(constants: Any, call: Call, slot: Slot) -> np.ndarray | None:
     """The constants of what a kernel reads in a layer that makes it itself: attended values, recurrent states."""
     layer = call.operation
-    attends = isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention))
-    if attends and slot.variable is kernel_of(layer._output_dense):
-        heads = constants.value(kernel_of(layer._value_dense)) != 0
-        bias = constants.value(layer._value_dense.bias)
-        made = heads.any(0) if bias is None else heads.any(0) | (bias != 0)
-        made = made.any(1 - slot.axis)
-        return np.where(np.repeat(made, slot.labels.size // made.size), np.nan, 0.0)
+    if isinstance(layer, (L.MultiHeadAttention, L.GroupQueryAttention)):
+        if slot.variable is kernel_of(layer._output_dense):
+            return _projected(constants, layer._value_dense, 1 - slot.axis, slot.labels.size)
+        if any(slot.variable is one and slot.axis == axis for one, axis in _queries(layer)):
+            return _projected(constants, layer._key_dense, 0, slot.labels.size)
     for one in (layer.forward_layer, layer.backward_layer) if isinstance(layer, L.Bidirectional) else (layer,):
         if isinstance(one, _RECURRENT) and slot.variable is one.cell.recurrent_kernel:
             return _units(constants, one, call)
     return None
+
+
+def _queries(layer: Any) -> tuple[tuple[Any, int], ...]:
+    """The Variables that read the widths of the keys, and along which axis."""
+    return (kernel_of(layer._query_dense), 2), (layer._query_dense.bias, 1)
+
+
+def _projected(constants: Any, part: Any, over: int, size: int) -> np.ndarray:
+    """Zero for the heads (over=1) or the widths (over=0) that a projection does not make."""
+    bias = constants.value(part.bias)
+    made = (constants.value(kernel_of(part)) != 0).any(0)
+    made = (made if bias is None else made | (bias != 0)).any(over)
+    return np.where(np.repeat(made, size // made.size), np.nan, 0.0)
 
 
 def _units(constants: Any, layer: Any, call: Call) -> np.ndarray:

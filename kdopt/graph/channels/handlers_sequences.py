@@ -30,9 +30,10 @@ def _freeze_places(labels: Labels, layer: Any, flows: list[Flow]) -> None:
 
 @channel_rule(L.MultiHeadAttention)
 def multi_head_attention(labels: Labels, layer: Any, call: Call) -> Any:
-    """Whole heads go, from query, key, value and output projection together; and widths of the values."""
+    """Whole heads go, from query, key, value and output projection together; and widths of the keys, of the values."""
     heads, query = _projections(labels, layer, call, groups=1)
     value, output = layer._value_dense, layer._output_dense
+    _key_widths(labels, layer)
     widths = labels.makes(layer, kernel_of(value), 2)
     labels.follows(layer, value.bias, 1, widths)
     labels.reads(layer, kernel_of(output), 1, widths)
@@ -45,7 +46,7 @@ def multi_head_attention(labels: Labels, layer: Any, call: Call) -> Any:
 @resize_rule(L.MultiHeadAttention)
 def _multi_head_attention(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
     _, heads, width = size(kernel_of(layer._value_dense))
-    changes = {"num_heads": heads, "value_dim": width}
+    changes = {"num_heads": heads, "value_dim": width, "key_dim": size(kernel_of(layer._key_dense))[2]}
     alone = layer.get_config()["output_shape"] or outputs[0][-1] != size(kernel_of(layer._query_dense))[0]
     if alone and len(kernel_of(layer._output_dense).shape) == 3:
         changes["output_shape"] = outputs[0][-1]  # otherwise it is as wide as the query
@@ -54,11 +55,21 @@ def _multi_head_attention(layer: Any, size: Any, outputs: Any) -> dict[str, Any]
 
 @channel_rule(L.GroupQueryAttention)
 def group_query_attention(labels: Labels, layer: Any, call: Call) -> Any:
-    """A head of keys and values goes with all heads of queries that it serves; all inputs are equally wide."""
+    """A head of keys and values goes with all heads of queries that it serves; all inputs are equally wide.
+
+    Keys and values are, too: a place goes from both.
+    """
     arguments = _arguments(layer, call)
     wide = [arguments[name] for name in ("query", "value", "key") if arguments.get(name) is not None]
     joined(labels, layer.name, [Flow(flow.shape[-1:], flow.labels[-1:]) for flow in wide], wide[0].shape[-1:])
     heads, query = _projections(labels, layer, call, groups=layer.num_query_heads // layer.num_key_value_heads)
+    widths = labels.makes(layer, kernel_of(layer._value_dense), 2)
+    labels.follows(layer, layer._value_dense.bias, 1, widths)
+    labels.reads(layer, kernel_of(layer._output_dense), 1, widths)
+    if getattr(layer, "_gate_dense", None) is not None:
+        labels.unite(labels.makes(layer, kernel_of(layer._gate_dense), 2), widths)
+        labels.follows(layer, layer._gate_dense.bias, 1, widths)
+    labels.unite(_key_widths(labels, layer), widths)
     return _attended(labels, layer, call, heads, query)
 
 
@@ -67,7 +78,20 @@ def _group_query_attention(layer: Any, size: Any, outputs: Any) -> dict[str, Any
     return {
         "num_query_heads": size(kernel_of(layer._query_dense))[1],
         "num_key_value_heads": size(kernel_of(layer._key_dense))[1],
+        "head_dim": size(kernel_of(layer._key_dense))[2],
     }
+
+
+def _key_widths(labels: Labels, layer: Any) -> np.ndarray:
+    """Places of the keys, which the queries read; products are divided by the square root of how many there are."""
+    key, query = layer._key_dense, layer._query_dense
+    widths = labels.makes(layer, kernel_of(key), 2)
+    labels.follows(layer, key.bias, 1, widths)
+    for variable, axis in ((kernel_of(query), 2), (query.bias, 1)):
+        if variable is not None:
+            labels.reads(layer, variable, axis, widths)
+            labels.divides(variable, widths)
+    return widths
 
 
 def _projections(labels: Labels, layer: Any, call: Call, groups: int) -> tuple[np.ndarray, Flow]:

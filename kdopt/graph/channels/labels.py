@@ -45,6 +45,7 @@ class Labels:
         self._reasons: list[tuple[np.ndarray, str]] = []
         self._slots: dict[tuple[int, int], Slot] = {}
         self._unlabeled: dict[tuple[int, int], str] = {}
+        self._shared_out: dict[int, np.ndarray] = {}
 
     def fresh(self, count: int) -> np.ndarray:
         """`count` new identities, (count,)."""
@@ -104,6 +105,15 @@ class Labels:
         """Identities of a bias, a scale, a statistic; nothing is done where the layer has no such Variable."""
         if isinstance(variable, keras.Variable):
             self._put(layer, variable, axis, "follows", labels)
+
+    def divides(self, variable: Any, labels: np.ndarray) -> None:
+        """A Variable whose products Keras divides by the square root of how many identities there are."""
+        if isinstance(variable, keras.Variable):
+            self._shared_out[id(variable)] = labels
+
+    def divided(self, variable: keras.Variable) -> np.ndarray | None:
+        """The identities that `divides` named."""
+        return self._shared_out.get(id(variable))
 
     def _put(
         self, layer: keras.layers.Layer, variable: keras.Variable, axis: int, role: Role, labels: np.ndarray | None

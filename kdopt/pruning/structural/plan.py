@@ -65,7 +65,8 @@ def plan_channels(
         criterion: Name in `kdopt.criteria.CRITERIA`, a `Criterion`, or `"mask"`: exactly the dead channels, such as
             those that training made zero (kernel, bias, gamma and beta), without a target.
         scope: `"global"` (default): the lowest scores of the whole model go; `"layer"`: every group of coupled channels
-            loses the same share.
+            loses the same share; `"isomorphic"`: groups that are held by the same kinds of layers are ranked together,
+            by their scores as they are, and every such kind loses the same share.
         minimum: Integer >= 0, channels that stay of each group. With `0` those of a residual branch may all go: its
             layers go, too, and the model becomes less deep. Defaults to `1`.
         round_to: Integer >= 1: what stays of a group is a multiple of it, or all. Or a target, `"arm"` (8) or
@@ -73,7 +74,8 @@ def plan_channels(
         layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all.
         exclude: List of layers, names, classes, regular expressions: whose channels stay.
         normalize: Whether scores are divided by their group's mean. `None`: for criteria that cannot be compared
-            between layers, all but `"gates"`. Gradients without it may leave single channels of the last layers.
+            between layers, all but `"gates"`, but not with `scope="isomorphic"`. Gradients without it may leave single
+            channels of the last layers.
         data: For a criterion that needs gradients or samples.
         allow_normalized_axes: Whether channels that a LayerNormalization averages over may go; the smaller model then
             is another function, not the old one without them.
@@ -91,9 +93,10 @@ def plan_channels(
     ```
 
     Reference: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; for coupled channels: Fang et al.,
-        "DepGraph: Towards Any Structural Pruning", CVPR 2023.
+        "DepGraph: Towards Any Structural Pruning", CVPR 2023; for `"isomorphic"`: Fang et al., "Isomorphic Pruning for
+        Vision Models", ECCV 2024.
     """
-    check_one_of("scope", scope, ("global", "layer"))
+    check_one_of("scope", scope, ("global", "layer", "isomorphic"))
     check_integer("minimum", minimum, minimum=0)
     multiple = checked_round_to(round_to)
     given = dict(zip(TARGETS, (channels, parameters, macs, size_bytes, latency), strict=True))
@@ -101,6 +104,8 @@ def plan_channels(
     _refuse_wrapped(model)
     graph = trace_channels(model, allow_normalized_axes=allow_normalized_axes)
     chosen, dead = _without_excluded(model, layers, exclude), dead_channels(model, graph).roots
+    if scope == "isomorphic" and normalize is None:
+        normalize = False
     units = units_of(model, graph, criterion, layers=chosen, normalize=normalize, data=data, dead=dead)
     ranking = Ranking(units, scope, _least(units, graph, minimum), multiple)
     costs = Costs(model, graph, input_shape)
@@ -124,8 +129,10 @@ class Ranking:
         self._scope, self._least, self._round_to = scope, least, round_to
         self._order = sorted(units, key=lambda unit: (unit.score, unit.root))
         self._groups: dict[int, list[Unit]] = defaultdict(list)
+        self._kinds: dict[int, list[Unit]] = defaultdict(list)
         for unit in self._order:
             self._groups[unit.group].append(unit)
+            self._kinds[unit.kind].append(unit)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -136,6 +143,10 @@ class Ranking:
         if self._scope == "global":
             for unit in self._order[:count]:
                 wanted[unit.group] += 1
+        elif self._scope == "isomorphic":
+            for own in self._kinds.values():
+                for unit in own[: round(count / len(self._order) * len(own))]:
+                    wanted[unit.group] += 1
         else:
             wanted.update({g: count / len(self._order) * len(own) for g, own in self._groups.items()})
         gone: list[int] = []

@@ -20,11 +20,13 @@ class Unit:
         root: Integer, their identity.
         group: Integer, number of the kind it belongs to: units in the same places of the same Variables.
         score: Float >= 0, what is lost with it.
+        kind: Integer, the same for groups that are held by the same kinds of layers in the same roles.
     """
 
     root: int
     group: int
     score: float
+    kind: int = 0
 
 
 def units_of(
@@ -61,9 +63,10 @@ def units_of(
     if criterion == "mask":
         table = _Table(graph)
         free = table.free({id(view.variable) for view in views})
-        roots, groups, loss = table.roots[free], table.groups()[free], np.full(free.sum(), np.inf)
+        loss = np.full(free.sum(), np.inf)
     else:
-        roots, groups, loss = _scored(model, graph, views, criterion, data)
+        table, free, loss = _scored(model, graph, views, criterion, data)
+    roots, groups = table.roots[free], table.groups()[free]
     if not roots.size:
         reasons = sorted(set(graph.labels.frozen().values()))[:3]
         raise ValueError(
@@ -74,7 +77,8 @@ def units_of(
         means = np.bincount(groups, loss) / np.maximum(np.bincount(groups), 1)
         loss = loss / np.where(means == 0, 1, means)[groups]
     loss = np.where(np.isin(roots, [] if dead is None else dead), 0.0, loss)
-    return [Unit(*one) for one in zip(roots.tolist(), groups.tolist(), loss.tolist(), strict=True)]
+    kinds = table.kinds(groups, np.flatnonzero(free))
+    return [Unit(*one) for one in zip(roots.tolist(), groups.tolist(), loss.tolist(), kinds, strict=True)]
 
 
 class _Table:
@@ -109,11 +113,27 @@ class _Table:
             following += kinds.size
         return np.unique(found, return_inverse=True)[1]
 
+    def kinds(self, groups: np.ndarray, rows: np.ndarray) -> list[int]:
+        """For each of some rows, of known groups, a number for the layers and roles of what holds its group."""
+        found: dict[int, int] = {}
+        numbers: dict[Any, int] = {}
+        for group, row in zip(*(part.tolist() for part in _firsts(groups, rows)), strict=True):
+            holding = [s for s, places in zip(self.slots, self._places, strict=True) if (places == row).any()]
+            told = tuple(sorted((type(s.layer).__name__, s.role, s.axis - len(s.variable.shape)) for s in holding))
+            found[group] = numbers.setdefault(told, len(numbers))
+        return [found[group] for group in groups.tolist()]
+
+
+def _firsts(groups: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(each group, its first row)."""
+    unique, at = np.unique(groups, return_index=True)
+    return unique, rows[at]
+
 
 def _scored(
     model: keras.Model, graph: ChannelGraph, views: Sequence[Any], criterion: str | Criterion, data: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(root, group, mean score) of all channels that may go and have a score."""
+) -> tuple[_Table, np.ndarray, np.ndarray]:
+    """(table, which of its channels may go and have a score, their mean scores)."""
     table, scorer = _Table(graph), CRITERIA.get(criterion)
     scores, unscored = _channel_scores(model, views, scorer, data), _unscored(views, scorer)
     free = table.free([id(view.variable) for view in views])
@@ -130,7 +150,7 @@ def _scored(
     for made, reason in reasons:
         graph.labels.freeze(table.roots[free & made & (count == 0)], reason)
     free &= count > 0
-    return table.roots[free], table.groups()[free], total[free] / count[free]
+    return table, free, total[free] / count[free]
 
 
 def _channel_scores(

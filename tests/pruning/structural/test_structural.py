@@ -229,3 +229,38 @@ def test_a_plan_is_drawn(tmp_path):
     assert widths == [layer.before for layer in plan.layers] + [layer.after for layer in plan.layers]
     assert [label.get_text() for label in axes.get_yticklabels()] == [layer.layer for layer in plan.layers]
     figure.savefig(tmp_path / "plan.png")
+
+
+def test_isomorphic_groups_are_ranked_together_and_every_kind_loses_the_same_share():
+    """Two hidden layers alike, whose weights differ in size, beside a gated one."""
+    x = keras.Input((8,))
+    h = x
+    for name in ("small", "large"):
+        h = L.Add()([x, L.Dense(8)(L.Dense(20, name=name)(h))])
+    gated = L.Multiply()([L.Dense(20, name="value")(h), L.Dense(20, name="gate")(h)])
+    model = keras.Model(x, L.Dense(3, name="out")(gated))
+    for name, low, high in (("small", 1, 2), ("large", 5, 6), ("value", 1, 2), ("gate", 1, 2)):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(np.ones(kernel.shape) * np.linspace(low, high, 20))
+    widths = {}
+    for scope in ("isomorphic", "layer", "global"):
+        plan = plan_channels(model, channels=0.5, scope=scope, normalize=None if scope != "global" else False)
+        widths[scope] = {layer.layer: layer.after for layer in plan.layers}
+    assert [widths["isomorphic"][name] for name in ("small", "large", "value", "gate")] == [1, 19, 10, 10]
+    assert [widths["layer"][name] for name in ("small", "large", "value", "gate")] == [10, 10, 10, 10]
+    assert widths["global"]["large"] == 20
+    assert widths["global"]["value"] < 10
+
+
+def test_channels_of_gradients_are_compared_by_their_layers_means():
+    """A layer whose gradients are small everywhere keeps its share."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,))
+    h = L.Dense(12, activation="tanh", name="first")(x)
+    model = keras.Model(x, L.Dense(2)(L.Dense(12, activation="tanh", name="second")(L.Rescaling(1e-3)(h))))
+    model.compile("sgd", "mse")
+    data = (RNG.normal(size=(64, 6)).astype("float32"), RNG.normal(size=(64, 2)).astype("float32"))
+    plan = plan_channels(model, channels=0.5, criterion="taylor", data=data)
+    assert [layer.after for layer in plan.layers][:2] == pytest.approx([6, 6], abs=2)
+    plan = plan_channels(model, channels=0.5, criterion="taylor", data=data, normalize=False)
+    assert plan.layers[0].after <= 2
