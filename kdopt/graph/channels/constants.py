@@ -26,6 +26,7 @@ class Constants:
 
     Attributes:
         refused: Why the model cannot be made without `removed`: layers that would be left with nothing to read.
+        emptied: Integer array, the identities of axes of which nothing is left.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Constants:
         self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._gone: dict[int, np.ndarray] = {}
         self.refused: list[str] = []
+        self.emptied = np.empty(0, int)
         for call, outputs in graph.calls:
             self._run(call, outputs)
         if any(id(flow) in self._gone for flow in graph.ends):
@@ -139,19 +141,25 @@ class Constants:
         """Whether one of a layer's Variables has nothing left."""
         variables = operation.variables if isinstance(operation, keras.layers.Layer) else []
         slots = [slot for variable in variables for slot in self._slots.get(id(variable), [])]
-        return any(not self.stays(slot.labels).any() for slot in slots)
+        return any([self._empty(slot.labels) for slot in slots])
 
     def _left(self, flow: Flow) -> np.ndarray | None:
         """The constants of the channels that stay; `None` if one of them is none."""
         axes = flow.labeled()
-        empty = any(not self.stays(flow.labels[axis]).any() for axis in axes)
-        if empty:
+        if any([self._empty(flow.labels[axis]) for axis in axes]):
             return np.empty(0)
         if len(axes) != 1:
             return None
         labels = np.asarray(flow.labels[axes[0]])
         values = self.at(flow, labels)[self.stays(labels)]
         return None if np.isnan(values).any() else values
+
+    def _empty(self, labels: np.ndarray | None) -> bool:
+        """Whether nothing is left of an axis."""
+        if self.stays(labels).any():
+            return False
+        self.emptied = np.union1d(self.emptied, self._graph.labels.roots(labels))
+        return True
 
     def _all_gone(self, flows: list[Flow]) -> bool:
         return all(id(flow) in self._gone for flow in flows)

@@ -1,7 +1,6 @@
 """Which channels go, so that a target is met with the least loss."""
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,8 +14,9 @@ from kdopt.graph.channels.dead import dead_channels
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
 from kdopt.graph.rebuild import without
 from kdopt.pruning.structural.costs import Costs
+from kdopt.pruning.structural.ranking import Ranking, least_of
 from kdopt.pruning.structural.record import ChannelPlan, LayerWidth, ReachedError
-from kdopt.pruning.structural.units import Unit, units_of
+from kdopt.pruning.structural.units import units_of
 from kdopt.pruning.structural.widths import checked_round_to
 
 TARGETS = ("channels", "parameters", "macs", "size_bytes", "latency")
@@ -107,80 +107,19 @@ def plan_channels(
     if scope == "isomorphic" and normalize is None:
         normalize = False
     units = units_of(model, graph, criterion, layers=chosen, normalize=normalize, data=data, dead=dead)
-    ranking = Ranking(units, scope, _least(units, graph, minimum), multiple)
+    ranking = Ranking(units, scope, least_of(units, graph, minimum), multiple)
     costs = Costs(model, graph, input_shape)
-    if target is None:
-        removed = ranking.dead()
-    else:
-        removed = _search(ranking, _cost_of(target[0], model, graph, costs, ranking, latency_of), *target, graph)
+
+    def choose() -> np.ndarray:
+        if target is None:
+            return ranking.dead()
+        return _search(ranking, _cost_of(target[0], model, graph, costs, ranking, latency_of), *target, graph)
+
+    removed = choose()
+    while (left := Constants(graph, removed)).refused:  # branches that could go, but not beside all others
+        ranking.hold(left.emptied)
+        removed = choose()
     return _plan(model, graph, removed, costs, allow_normalized_axes, np.isin(dead, removed).sum())
-
-
-class Ranking:
-    """Units in the order in which they go, under what must stay of each group.
-
-    Args:
-        units: Of the model.
-        scope, round_to: As in `plan_channels`.
-        least: Number of a group -> how many stay at least.
-    """
-
-    def __init__(self, units: list[Unit], scope: str, least: Mapping[int, int], round_to: int) -> None:
-        self._scope, self._least, self._round_to = scope, least, round_to
-        self._order = sorted(units, key=lambda unit: (unit.score, unit.root))
-        self._groups: dict[int, list[Unit]] = defaultdict(list)
-        self._kinds: dict[int, list[Unit]] = defaultdict(list)
-        for unit in self._order:
-            self._groups[unit.group].append(unit)
-            self._kinds[unit.kind].append(unit)
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def removed(self, count: int) -> np.ndarray:
-        """Identities that go when about `count` units do; more never means fewer of any group."""
-        wanted: dict[int, float] = defaultdict(float)
-        if self._scope == "global":
-            for unit in self._order[:count]:
-                wanted[unit.group] += 1
-        elif self._scope == "isomorphic":
-            for own in self._kinds.values():
-                for unit in own[: round(count / len(self._order) * len(own))]:
-                    wanted[unit.group] += 1
-        else:
-            wanted.update({g: count / len(self._order) * len(own) for g, own in self._groups.items()})
-        gone: list[int] = []
-        for group, own in self._groups.items():
-            gone += [unit.root for unit in own[: len(own) - self._kept(group, len(own) - round(wanted[group]))]]
-        return np.array(sorted(gone), int)
-
-    def dead(self) -> np.ndarray:
-        """Identities with a score of 0, but for what must stay."""
-        gone = []
-        for group, own in self._groups.items():
-            zero = [unit.root for unit in own if unit.score == 0]
-            gone += zero[: len(own) - self._kept(group, len(own) - len(zero))]
-        return np.array(sorted(gone), int)
-
-    def _kept(self, group: int, wanted: int) -> int:
-        size = len(self._groups[group])
-        kept = max(wanted, min(self._least[group], size))
-        return min(size, -(-kept // self._round_to) * self._round_to)
-
-
-def _least(units: list[Unit], graph: ChannelGraph, minimum: int) -> dict[int, int]:
-    """How many channels of each group stay; one where the model could not be made without them."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for unit in units:
-        groups[unit.group].append(unit.root)
-    if minimum:
-        return dict.fromkeys(groups, minimum)
-    found, gone = {}, np.empty(0, int)
-    for group, roots in groups.items():
-        both = np.concatenate([gone, roots])
-        alone = not Constants(graph, np.array(roots)).refused and not Constants(graph, both).refused
-        found[group], gone = (0, both) if alone else (1, gone)
-    return found
 
 
 def _checked_target(given: dict[str, float | None], criterion: Any, latency_of: Any) -> tuple[str, float] | None:

@@ -1,0 +1,91 @@
+"""The order in which channels go, and how many stay of each group."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from kdopt.graph.channels.constants import Constants
+from kdopt.graph.channels.groups import ChannelGraph
+from kdopt.pruning.structural.units import Unit
+
+
+class Ranking:
+    """Units in the order in which they go, under what must stay of each group.
+
+    Args:
+        units: Of the model.
+        scope, round_to: As in `plan_channels`.
+        least: Number of a group -> how many stay at least.
+    """
+
+    def __init__(self, units: list[Unit], scope: str, least: Mapping[int, int], round_to: int) -> None:
+        self._scope, self._least, self._round_to = scope, dict(least), round_to
+        self._order = sorted(units, key=lambda unit: (unit.score, unit.root))
+        self._groups: dict[int, list[Unit]]
+        self._kinds: dict[int, list[Unit]]
+        self._sort()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def removed(self, count: int) -> np.ndarray:
+        """Identities that go when about `count` units do; more never means fewer of any group."""
+        wanted: dict[int, float] = defaultdict(float)
+        if self._scope == "global":
+            for unit in self._order[:count]:
+                wanted[unit.group] += 1
+        elif self._scope == "isomorphic":
+            for own in self._kinds.values():
+                for unit in own[: round(count / len(self._order) * len(own))]:
+                    wanted[unit.group] += 1
+        else:
+            wanted.update({g: count / len(self._order) * len(own) for g, own in self._groups.items()})
+        gone: list[int] = []
+        for group, own in self._groups.items():
+            gone += [unit.root for unit in own[: len(own) - self._kept(group, len(own) - round(wanted[group]))]]
+        return np.array(sorted(gone), int)
+
+    def hold(self, roots: np.ndarray) -> None:
+        """Keeps one more channel for good: of some identities the one that is worth most."""
+        unit = next(u for u in reversed(self._order) if u.root in set(roots.tolist()) and u.score < np.inf)
+        self._order.remove(unit)
+        self._order.append(replace(unit, score=np.inf))
+        held = sum(u.score == np.inf for u in self._order if u.group == unit.group)
+        self._least[unit.group] = max(self._least[unit.group], held)
+        self._sort()
+
+    def _sort(self) -> None:
+        self._groups, self._kinds = defaultdict(list), defaultdict(list)
+        for unit in self._order:
+            self._groups[unit.group].append(unit)
+            self._kinds[unit.kind].append(unit)
+
+    def dead(self) -> np.ndarray:
+        """Identities with a score of 0, but for what must stay."""
+        gone = []
+        for group, own in self._groups.items():
+            zero = [unit.root for unit in own if unit.score == 0]
+            gone += zero[: len(own) - self._kept(group, len(own) - len(zero))]
+        return np.array(sorted(gone), int)
+
+    def _kept(self, group: int, wanted: int) -> int:
+        size = len(self._groups[group])
+        kept = max(wanted, min(self._least[group], size))
+        return min(size, -(-kept // self._round_to) * self._round_to)
+
+
+def least_of(units: list[Unit], graph: ChannelGraph, minimum: int) -> dict[int, int]:
+    """How many channels of each group stay; one where the model could not be made without them."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for unit in units:
+        groups[unit.group].append(unit.root)
+    if minimum:
+        return dict.fromkeys(groups, minimum)
+    found, gone = {}, np.empty(0, int)
+    for group, roots in groups.items():
+        both = np.concatenate([gone, roots])
+        alone = not Constants(graph, np.array(roots)).refused and not Constants(graph, both).refused
+        found[group], gone = (0, both) if alone else (1, gone)
+    return found
