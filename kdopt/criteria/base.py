@@ -23,11 +23,9 @@ class Criterion(ABC):
     Attributes:
         needs: `"weights"`: nothing else. `"gradients"`: gradients of the loss, which a running `fit` gives for free.
             `"data"`: a pass over samples.
-        comparable: Whether scores of channels of different kernels can be compared as they are. Defaults to `False`.
     """
 
     needs: Needs = "weights"
-    comparable: bool = False
 
     @abstractmethod
     def score(self, weights: np.ndarray, view: KernelView | None = None) -> np.ndarray:

@@ -27,7 +27,7 @@ class Gates(DataCriterion):
 
     n is the number of channels of the kernel, so every gate begins at 1 and the model as it is. In inference mode: no
     dropout, BatchNormalization with its moving statistics. The loss alone moves the gates little in a trained model;
-    the penalty closes those that the loss does not hold open. Gates of different layers can be compared. Data: samples
+    the penalty closes those that the loss does not hold open. Data: samples
     with labels, the same each epoch. Cost: `epochs` forward and backward passes over them.
 
     Args:
@@ -40,8 +40,6 @@ class Gates(DataCriterion):
         through Network Slimming", ICCV 2017 (equation 1, on the scales of normalizations); He et al., "Channel Pruning
         for Accelerating Very Deep Neural Networks", ICCV 2017, section 3 (a scalar beta for each channel).
     """
-
-    comparable = True
 
     def __init__(
         self, epochs: int = 5, learning_rate: float = 0.02, penalty: float = 0.1, batch_size: int = 32

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src import backend
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from kdopt.graph.channels.constants import Constants
@@ -18,7 +19,11 @@ from kdopt.graph.trace import makes_graphs, nodes_of
 
 
 def without(
-    model: keras.Model, graph: ChannelGraph, removed: np.ndarray, added: Mapping[int, np.ndarray] | None = None
+    model: keras.Model,
+    graph: ChannelGraph,
+    removed: np.ndarray,
+    added: Mapping[int, np.ndarray] | None = None,
+    branches: bool = False,
 ) -> keras.Model:
     """A new model without some channels.
 
@@ -32,10 +37,11 @@ def without(
         graph: What `trace_channels` found in it.
         removed: Integer array, the identities that go, all of their united sets.
         added: Identity of a Variable -> what is added to its value before it is cut.
+        branches: Whether layers go, too, that add nothing but a constant to another tensor as they are.
 
     Raises: ValueError if nothing is left where something must be.
     """
-    cut = _Cut(graph, removed, added or {})
+    cut = _Cut(graph, removed, added or {}, branches)
     with SafeModeScope(False):  # it is the user's own model, not a file
         made = cut.model(model)
     cut.move_weights()
@@ -53,14 +59,16 @@ class _Gone:
 
 
 class _Cut:
-    def __init__(self, graph: ChannelGraph, removed: np.ndarray, added: Mapping[int, np.ndarray]) -> None:
+    def __init__(
+        self, graph: ChannelGraph, removed: np.ndarray, added: Mapping[int, np.ndarray], branches: bool
+    ) -> None:
         self._graph, self._added = graph, added
         self._removed = np.unique(graph.labels.roots(np.asarray(removed, np.int64))) if len(removed) else removed
         self._kept: dict[int, dict[int, np.ndarray]] = {}
         for slot in graph.labels.slots():
             self._kept.setdefault(id(slot.variable), {})[slot.axis] = np.flatnonzero(self._stays(slot.labels))
         emptied = any(not places.size for axes in self._kept.values() for places in axes.values())
-        self._constants = Constants(graph, self._removed, added) if emptied else None
+        self._constants = Constants(graph, self._removed, added, branches) if emptied or branches else None
         if self._constants is not None and self._constants.refused:
             raise ValueError(
                 f"Not all of these channels can go: {'; '.join(sorted(set(self._constants.refused))[:3])}."
@@ -132,6 +140,8 @@ class _Cut:
                 absent = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, _Gone)]
                 call = self._operation(node.operation) if not absent else partial(self._joined, node.operation)
                 outputs = call(*args, **kwargs)
+                if absent:
+                    outputs = _like(node, outputs, any(node.outputs[0] is tensor for tensor in graph.outputs))
             tensors.update({id(old): new for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True)})
         return [tensors[id(tensor)] for tensor in graph.outputs]
 
@@ -148,7 +158,8 @@ class _Cut:
             rest = keras.ops.concatenate(tensors, operation.axis)
         if not np.any(offset):
             return rest
-        name = operation.name if rest is tensors[0] else f"{operation.name}_offset"
+        alone = rest is tensors[0] and len(self._graph.outputs[id(operation)]) == 1
+        name = operation.name if alone else None
         return keras.layers.Rescaling(1.0, np.asarray(offset).tolist(), name=name, **policy)(rest)
 
     def _operation(self, operation: Any) -> Any:
@@ -185,6 +196,15 @@ class _Cut:
         for axis, places in self._kept.get(id(variable), {}).items():
             value = np.take(value, places, axis=axis)
         return value
+
+
+def _like(node: Any, rest: Any, is_output: bool) -> Any:
+    """What is left of a sum, without a mask if the sum had none; an output keeps its name."""
+    if backend.get_keras_mask(rest) is not None and backend.get_keras_mask(node.outputs[0]) is None:
+        rest = keras.ops.copy(rest)
+    if is_output and rest._keras_history.operation.name != node.operation.name:
+        rest = keras.layers.Identity(name=node.operation.name, dtype=rest.dtype)(rest)
+    return rest
 
 
 def _along(flow: Flow, values: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The ready recipe: a student made narrower in rounds, taught by its teacher in each."""
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,8 @@ from kdopt.pipeline.prune_and_distill import Distill, Training, evaluate_of
 from kdopt.pruning.iterative import iterative
 from kdopt.pruning.metrics import Measure, digest, name_of
 from kdopt.pruning.rounds import IterationReport
-from kdopt.pruning.structural import plan_channels, prune_channels
+from kdopt.pruning.structural.apply import prune_channels
+from kdopt.pruning.structural.plan import plan_channels
 
 
 def shrink_and_distill(
@@ -72,7 +74,9 @@ def shrink_and_distill(
         **options: Others of `iterative`: `target`, `patience`, `min_delta`, `recalibrate`, `robustness_metric`,
             `custom_objects`, `progress`.
 
-    Returns: `IterationReport`; its models are compiled with `loss` and `metric`.
+    Returns: `IterationReport`; its `model` is that of the last round, which meets the target, `best_model` the smallest
+        of those that hold the metric (see `iterative`), maybe of an earlier round. Both are compiled with `loss` and
+        `metric`.
     Raises: `ReachedError` (a ValueError) if the target of the last round cannot be met; ValueError, TypeError for other
         arguments that cannot be used; all before anything is trained.
 
@@ -94,6 +98,11 @@ def shrink_and_distill(
     if len(named) != 1:
         raise ValueError(f"Give one target of {', '.join(given)}, e.g. macs=0.5; got {named or 'none'}.")
     ((name, share),) = named.items()
+    if unknown := set(options) - set(inspect.signature(iterative).parameters):
+        raise TypeError(
+            f"shrink_and_distill has no {', '.join(map(repr, sorted(unknown)))}. Arguments of `plan_channels` go into "
+            'a dict: channels={"round_to": 8}.'
+        )
     check_integer("rounds", rounds)
     set_seed(seed)
     if criterion == "mask":

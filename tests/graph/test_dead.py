@@ -298,12 +298,47 @@ def test_groups_of_one_channel():
     assert lossless(model)[1].dead == 0
 
 
-def test_images_with_channels_first():
-    """The model cannot be run on a CPU; what takes over the constants says enough."""
-    inputs = keras.Input((3, 9, 9))
-    layer = L.Conv2D(5, 1, data_format="channels_first", use_bias=False)
-    h = L.Conv2D(6, 3, data_format="channels_first", name="maker")(inputs)
-    model = keras.Model(inputs, L.BatchNormalization(axis=1)(layer(h)))
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_has_its_own_tolerance(policy):
+    keras.utils.set_random_seed(0)
+    i = keras.Input((9, 9, 3))
+    h = L.BatchNormalization(dtype=policy)(L.Conv2D(16, 3, name="maker", dtype=policy)(i))
+    h = L.GlobalAveragePooling2D(dtype=policy)(L.Conv2D(5, 3, dtype=policy)(L.ReLU(dtype=policy)(h)))
+    model = disturbed(keras.Model(i, L.Dense(4, dtype="float32")(h)))
+    zero(model.get_layer("maker"), 8)
+    small, plan = prune_channels(model, criterion="mask")
+    assert plan.dead == 8
+    np.testing.assert_allclose(small(X), model(X), atol=2e-2 * np.abs(model(X)).max())
+
+
+ODD = {
+    "a function of places": L.Activation(lambda t: t * keras.ops.mean(t, axis=(1, 2), keepdims=True)),
+    "a softmax over places": L.Activation(lambda t: keras.ops.softmax(t, axis=2)),
+    "slopes inside": L.Conv2D(6, 1, activation=L.PReLU(shared_axes=[1, 2])),
+    "one's own": L.Conv2D(6, 1, activation=lambda t: t * np.arange(6)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_activations_of_ones_own_say_nothing(kind):
+    model = image_net(lambda x: ODD[kind](x), lambda x: L.Conv2D(5, 1)(x))
+    for layer in model.layers:
+        if isinstance(layer, L.Conv2D) and layer.name != "reader":
+            zero(layer, 1)
+    plan_channels(model, channels=0.9)
+
+
+def test_a_layer_that_always_trains_says_nothing():
+    keras.utils.set_random_seed(0)
+    i = keras.Input((9, 9, 3))
+    h = L.BatchNormalization()(L.Conv2D(6, 3, name="maker")(i), training=True)
+    model = disturbed(keras.Model(i, L.Dense(4)(L.Flatten()(h))))
     zero(model.get_layer("maker"))
-    model.get_layer("maker").bias.assign(np.ones(6))
     assert dead_channels(model, trace_channels(model)).roots.size == 0
+
+
+def test_a_recurrent_activation_that_is_not_zero_at_zero():
+    i = keras.Input((7, 4))
+    model = disturbed(keras.Model(i, L.Dense(2)(L.SimpleRNN(5, activation="sigmoid", name="rnn")(i))))
+    silent(model.get_layer("rnn"))
+    assert lossless(model, np.random.default_rng(0).normal(size=(2, 7, 4)).astype("float32"))[1].dead == 0

@@ -220,3 +220,42 @@ def test_what_is_left_saves_trains_and_is_shrunk_again(tmp_path):
     small.fit(X, np.zeros((3, 4)), verbose=0)
     again, _ = prune_channels(small, channels=0.6)
     assert measure.parameters(again) < measure.parameters(small)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_a_branch_that_adds_a_constant_goes_whatever_is_inside(branch, shift):
+    """The usual way in which a branch dies: its last gamma is zero, its kernels are not."""
+    model = net(BRANCHES[branch])
+    if branch == "a model inside":
+        last = model.get_layer("two_out").layers[-1]
+        last.kernel.assign(last.kernel * 0)
+        last.bias.assign(np.full(8, shift))
+    else:
+        norm = model.get_layer("two_out")._outbound_nodes[0].operation
+        norm.gamma.assign(np.zeros(8))
+        norm.beta.assign(np.full(8, shift))
+    small, plan = prune_channels(model, criterion="mask", minimum=0)
+    np.testing.assert_allclose(small(X), model(X), atol=1e-6)
+    assert not [name for name in names_of(small) if name.startswith("two") and name != "two_sum"]
+    assert any(isinstance(layer, L.Rescaling) for layer in small.layers) == bool(shift)
+    assert plan.branches
+    assert plan.macs == (measure.macs(model), measure.macs(small))
+    assert plan.parameters == (measure.parameters(model), measure.parameters(small))
+    assert {layer.layer: layer.after for layer in plan.layers}["stem"] == 8
+    again = apply_plan(model, plan)
+    np.testing.assert_array_equal(again(X), small(X))
+    thick, plan = prune_channels(model, criterion="mask")
+    assert "two_in" in names_of(thick)
+
+
+def test_constants_that_meet_only_each_other_stay():
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((8, 8, 3))
+    h = L.Add()([L.Conv2D(4, 1, name="one")(inputs), L.Conv2D(4, 1, name="other")(inputs)])
+    model = disturbed(keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(L.Add()([h, L.Conv2D(4, 1)(inputs)])))))
+    for name in ("one", "other"):
+        layer = model.get_layer(name)
+        layer.kernel.assign(layer.kernel * 0)
+    small, _ = prune_channels(model, criterion="mask", minimum=0)
+    np.testing.assert_allclose(small(X), model(X), atol=1e-6)

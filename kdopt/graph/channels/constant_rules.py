@@ -1,5 +1,6 @@
 """What layers make of channels that are constant, in inference."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras.src.applications.convnext import LayerScale
 from keras.src.ops import core
 from keras.src.ops import numpy as knp
 
+from kdopt.graph.channels.activations import is_elementwise
 from kdopt.graph.channels.handlers_ops import _UNARY
 from kdopt.graph.channels.handlers_weights import kernel_of
 from kdopt.graph.channels.labels import Slot
@@ -158,9 +160,10 @@ def _norm(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
 
 
 def _function(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
-    if len(call.flows) != 1:
+    operation = call.operation
+    if len(call.flows) != 1 or not (isinstance(operation, tuple(_UNARY)) or is_elementwise(operation)):
         return None
-    return _applied(call.operation.call, constants.at(call.x, labels))
+    return _applied(operation.call, constants.at(call.x, labels))
 
 
 def _rescaling(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
@@ -196,6 +199,8 @@ def _product(values: list[np.ndarray]) -> np.ndarray:
 def _applied(function: Any, values: np.ndarray) -> np.ndarray:
     if function is None or function is keras.activations.linear:
         return values
+    if (isinstance(function, L.Layer) or inspect.isfunction(function)) and not is_elementwise(function):
+        return np.full(values.shape, np.nan)
     known = np.flatnonzero(~np.isnan(values))
     made = np.full(values.shape, np.nan)
     if known.size:

@@ -23,6 +23,8 @@ class Constants:
         graph: What `trace_channels` found.
         removed: Integer array, identities that go.
         added: Identity of a Variable -> what is added to its value.
+        branches: Whether what adds nothing but a constant to another tensor need not be computed, also where nothing is
+            removed.
 
     Attributes:
         refused: Why the model cannot be made without `removed`: layers that would be left with nothing to read.
@@ -30,9 +32,13 @@ class Constants:
     """
 
     def __init__(
-        self, graph: ChannelGraph, removed: np.ndarray | None = None, added: Mapping[int, np.ndarray] | None = None
+        self,
+        graph: ChannelGraph,
+        removed: np.ndarray | None = None,
+        added: Mapping[int, np.ndarray] | None = None,
+        branches: bool = False,
     ) -> None:
-        self._graph, self._added = graph, added or {}
+        self._graph, self._added, self._branches = graph, added or {}, branches
         self._removed = np.empty(0, int) if removed is None else np.unique(graph.labels.roots(removed))
         self._slots: dict[int, list[Slot]] = defaultdict(list)
         for slot in graph.labels.slots():
@@ -42,7 +48,9 @@ class Constants:
         self.refused: list[str] = []
         self.emptied = np.empty(0, int)
         for call, outputs in graph.calls:
-            self._run(call, outputs)
+            self._know(call, outputs)
+        if self._removed.size or branches:
+            self._drop()
         if any(id(flow) in self._gone for flow in graph.ends):
             self.refused.append("an output of the model would be a constant")
         for key, inputs in graph.inputs.items():
@@ -109,30 +117,48 @@ class Constants:
                 flows.update(id(flow) for flow in call.flows)
         return found
 
-    def _run(self, call: Call, outputs: list[Flow]) -> None:
-        rule = rule_of(call.operation)
+    def _know(self, call: Call, outputs: list[Flow]) -> None:
+        rule = None if call.kwargs.get("training") else rule_of(call.operation)
         for flow in outputs if rule is not None else []:
             labels = [label for label in flow.labels if label is not None]
             values = rule(self, call, labels[0]) if rule is not None and len(labels) == 1 else None
             if values is not None:
                 self._known[id(flow)] = self._agreed(labels[0], values)
-        if not self._removed.size:
-            return
-        left = [self._left(flow) for flow in outputs]
-        absent = [flow for flow in call.flows if id(flow) in self._gone]
-        emptied = self._emptied(call.operation) or any(values is not None and not values.size for values in left)
-        if (absent or emptied) and all(values is not None for values in left):
-            self._gone.update(
-                {id(flow): values for flow, values in zip(outputs, left, strict=True) if values is not None}
-            )
-        elif emptied or (absent and not self._absorbs(call, absent, outputs[0])):
-            self.refused.append(f"{call.operation.name!r} would be left with nothing to read")
+
+    def _drop(self) -> None:
+        """What need not be computed, in order."""
+        readers: dict[int, list[tuple[Call, Flow]]] = defaultdict(list)
+        for call, outputs in self._graph.calls:
+            for flow in call.flows:
+                readers[id(flow)].append((call, outputs[0]))
+        ends = {id(flow) for flow in self._graph.ends}
+        for call, outputs in self._graph.calls:
+            left = [self._left(flow) for flow in outputs]
+            absent = [flow for flow in call.flows if id(flow) in self._gone]
+            emptied = self._emptied(call.operation) or any(values is not None and not values.size for values in left)
+            known = all(values is not None for values in left)
+            idle = self._branches and known and not any(id(flow) in ends for flow in outputs)
+            lost = bool(absent) and not self._absorbs(call, absent, outputs[0])
+            idle = idle and all(self._only_adds(flow, readers[id(flow)]) for flow in outputs)
+            if known and (lost or emptied or idle):
+                found = {id(flow): values for flow, values in zip(outputs, left, strict=True) if values is not None}
+                self._gone.update(found)
+            elif emptied or lost:
+                self.refused.append(f"{call.operation.name!r} would be left with nothing to read")
+
+    def _only_adds(self, flow: Flow, readers: list[tuple[Call, Flow]]) -> bool:
+        """Whether a tensor is only added to others, which are no constants."""
+        return bool(readers) and all(
+            self._absorbs(call, [one for one in call.flows if one is flow or self._left(one) is not None], output)
+            and isinstance(call.operation, SUMS)
+            for call, output in readers
+        )
 
     def _absorbs(self, call: Call, absent: list[Flow], output: Flow) -> bool:
         """Whether a call can do without some of its tensors: a sum, or a concatenation to which they add nothing."""
         if isinstance(call.operation, ROWS):
             return len(absent) < len(call.flows) and not any(self._gone[id(flow)].size for flow in absent)
-        present = [flow for flow in call.flows if id(flow) not in self._gone]
+        present = [flow for flow in call.flows if not any(flow is one for one in absent)]
         numbers = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not None]
         alike = all(flow.shape == output.shape for flow in present)
         return isinstance(call.operation, SUMS) and bool(present) and alike and len(numbers) == len(call.flows)
@@ -171,7 +197,8 @@ class Constants:
         """(roots, their constants) where all places of a root have the same."""
         roots, places = np.unique(self._graph.labels.roots(labels), return_inverse=True)
         low, high = np.full(roots.size, np.inf), np.full(roots.size, -np.inf)
-        np.minimum.at(low, places, values)
-        np.maximum.at(high, places, values)
+        with np.errstate(invalid="ignore"):  # NaN stands for no constant
+            np.minimum.at(low, places, values)
+            np.maximum.at(high, places, values)
         same = low == high
         return roots[same], low[same]

@@ -15,6 +15,7 @@ from kdopt.graph.trace import graph_of, infer
 from kdopt.pruning.structural.plan import plan_channels
 from kdopt.pruning.structural.record import ChannelPlan
 
+_TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}  # by the least precise dtype that a layer computes in
 _TOLERANCE = 1e-4
 _OPEN_SIZE = 64
 
@@ -45,7 +46,7 @@ def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> ker
     graph = trace_channels(model, allow_normalized_axes=plan.normalized)
     removed = _identities(model, plan, graph)
     dead = dead_channels(model, graph)
-    small = without(model, graph, removed, dead.folds(removed))
+    small = without(model, graph, removed, dead.folds(removed), plan.branches)
     if check:
         _compare(model, small, graph, np.setdiff1d(removed, dead.roots), plan.normalized)
     return small
@@ -100,7 +101,7 @@ def _compare(
         warn_user(
             f"apply_plan: with normalized channels gone, outputs differ by {found:.2g} of the largest: train it on."
         )
-    elif found > _TOLERANCE:
+    elif found > max(_TOLERANCES.get(layer.compute_dtype, _TOLERANCE) for layer in model._flatten_layers()):
         raise RuntimeError(
             f"The smaller model differs from {model.name!r} without these channels by {found:.2g} of the largest "
             "output. A channel rule of one of its layers is wrong: report it, and leave layers out with `exclude`."

@@ -1,6 +1,7 @@
 """Which channels go, so that a target is met with the least loss."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -68,14 +69,15 @@ def plan_channels(
             loses the same share; `"isomorphic"`: groups that are held by the same kinds of layers are ranked together,
             by their scores as they are, and every such kind loses the same share.
         minimum: Integer >= 0, channels that stay of each group. With `0` those of a residual branch may all go: its
-            layers go, too, and the model becomes less deep. Defaults to `1`.
+            layers go, too, and the model becomes less deep; and so do those of a branch that adds nothing but a
+            constant as it is, e.g. with a last gamma of zero. That is for branches that training has emptied: by scores
+            divided by their group's mean no group goes as a whole. Defaults to `1`.
         round_to: Integer >= 1: what stays of a group is a multiple of it, or all. Or a target, `"arm"` (8) or
             `"avx512"` (32), which computes that many channels at a time; `measure_round_to` finds it for a device.
         layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all.
         exclude: List of layers, names, classes, regular expressions: whose channels stay.
-        normalize: Whether scores are divided by their group's mean. `None`: for criteria that cannot be compared
-            between layers, all but `"gates"`, but not with `scope="isomorphic"`. Gradients without it may leave single
-            channels of the last layers.
+        normalize: Whether scores are divided by their group's mean; without it some layers may keep single channels.
+            Defaults to `None`: yes, but with `scope="isomorphic"`.
         data: For a criterion that needs gradients or samples.
         allow_normalized_axes: Whether channels that a LayerNormalization averages over may go; the smaller model then
             is another function, not the old one without them.
@@ -103,12 +105,15 @@ def plan_channels(
     target = _checked_target(given, criterion, latency_of)
     _refuse_wrapped(model)
     graph = trace_channels(model, allow_normalized_axes=allow_normalized_axes)
-    chosen, dead = _without_excluded(model, layers, exclude), dead_channels(model, graph).roots
-    if scope == "isomorphic" and normalize is None:
-        normalize = False
-    units = units_of(model, graph, criterion, layers=chosen, normalize=normalize, data=data, dead=dead)
-    ranking = Ranking(units, scope, least_of(units, graph, minimum), multiple)
-    costs = Costs(model, graph, input_shape)
+    chosen, dead = _without_excluded(model, layers, exclude), dead_channels(model, graph)
+    normalize = scope != "isomorphic" if normalize is None else normalize
+    units = units_of(model, graph, criterion, layers=chosen, normalize=normalize, data=data, dead=dead.roots)
+
+    def left(removed: np.ndarray) -> Constants:
+        return Constants(graph, removed, dead.folds(removed), branches=not minimum)
+
+    ranking = Ranking(units, scope, least_of(units, minimum, left), multiple)
+    costs = Costs(model, graph, left, input_shape, branches=not minimum)
 
     def choose() -> np.ndarray:
         if target is None:
@@ -116,10 +121,11 @@ def plan_channels(
         return _search(ranking, _cost_of(target[0], model, graph, costs, ranking, latency_of), *target, graph)
 
     removed = choose()
-    while (left := Constants(graph, removed)).refused:  # branches that could go, but not beside all others
-        ranking.hold(left.emptied)
+    while (found := left(removed)).refused:  # branches that could go, but not beside all others
+        ranking.hold(found.emptied)
         removed = choose()
-    return _plan(model, graph, removed, costs, allow_normalized_axes, np.isin(dead, removed).sum())
+    made = _plan(model, graph, removed, costs, allow_normalized_axes)
+    return replace(made, dead=int(np.isin(dead.roots, removed).sum()), branches=not minimum)
 
 
 def _checked_target(given: dict[str, float | None], criterion: Any, latency_of: Any) -> tuple[str, float] | None:
@@ -147,31 +153,31 @@ def _cost_of(
     costs: Costs,
     ranking: Ranking,
     latency_of: Callable[[keras.Model], float] | None,
-) -> Callable[[np.ndarray], float]:
+) -> Callable[[np.ndarray | None], float]:
     if name == "channels":
-        return lambda removed: len(ranking) - len(removed)
+        return lambda removed: len(ranking) - (0 if removed is None else len(removed))
     if name == "latency":
         assert latency_of is not None
-        return lambda removed: float(latency_of(without(model, graph, removed)))
+        return lambda removed: float(latency_of(model if removed is None else without(model, graph, removed)))
     return getattr(costs, name)
 
 
 def _search(
-    ranking: Ranking, cost: Callable[[np.ndarray], float], name: str, target: float, graph: ChannelGraph
+    ranking: Ranking, cost: Callable[[np.ndarray | None], float], name: str, target: float, graph: ChannelGraph
 ) -> np.ndarray:
     """The fewest channels whose absence meets the target, by halving."""
-    whole = cost(np.empty(0, int))
+    whole, nothing = cost(None), np.empty(0, int)
     limit = target * whole if target < 1 else target
     low, high = 0, len(ranking)
-    if whole <= limit:
-        return np.empty(0, int)
+    if whole <= limit or cost(nothing) <= limit:
+        return nothing
     least = cost(ranking.removed(high))
     if least > limit:
         frozen = sorted(set(graph.labels.frozen().values()))
         raise ReachedError(
             f"{name}={target:g} ({limit:,.0f} of {whole:,.0f}) cannot be reached: with all channels gone that may go, "
-            f"{least:,.0f} are left ({least / whole:.3f}). What stays: {'; '.join(frozen[:4])}. Use a larger target, "
-            "a smaller `minimum` or `round_to`, or fewer exclusions."
+            f"{least:,.0f} are left ({least / whole:.3f}). {ranking.held()}What stays: {'; '.join(frozen[:4])}. Use a "
+            "larger target, a smaller `minimum` or `round_to`, or fewer exclusions."
         )
     while high - low > 1:
         middle = (low + high) // 2
@@ -179,13 +185,11 @@ def _search(
     return ranking.removed(high)
 
 
-def _plan(
-    model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: Costs, normalized: bool, dead: int
-) -> ChannelPlan:
+def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: Costs, normalized: bool) -> ChannelPlan:
     places = {id(weight): i for i, weight in enumerate(model.weights)}
-    frozen, nothing = graph.labels.frozen(), np.empty(0, int)
+    frozen = graph.labels.frozen()
     try:
-        macs, by_layer = (costs.macs(nothing), costs.macs(removed)), costs.macs_by_layer(removed)
+        macs, by_layer = (costs.macs(None), costs.macs(removed)), costs.macs_by_layer(removed)
     except ValueError:  # a layer whose multiply-accumulates nobody knows, or an open input shape
         macs, by_layer = None, {}
     entries, layers, dropped = [], [], costs.dropped(removed)
@@ -201,8 +205,8 @@ def _plan(
         left = 0 if id(slot.variable) in dropped else roots.size - gone.size
         layers.append(LayerWidth(name, roots.size, left, reason, by_layer.get(name)))
     shapes = tuple(tuple(weight.shape) for weight in model.weights)
-    counts = (costs.parameters(nothing), costs.parameters(removed))
-    return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized, int(dead))
+    counts = (costs.parameters(None), costs.parameters(removed))
+    return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized)
 
 
 def _without_excluded(model: keras.Model, layers: Any, exclude: Sequence[Any] | None) -> Any:

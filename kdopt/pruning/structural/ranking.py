@@ -1,13 +1,12 @@
 """The order in which channels go, and how many stay of each group."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from kdopt.graph.channels.constants import Constants
-from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.pruning.structural.units import Unit
 
 
@@ -62,6 +61,14 @@ class Ranking:
             self._groups[unit.group].append(unit)
             self._kinds[unit.kind].append(unit)
 
+    def held(self) -> str:
+        """A sentence on the groups that `round_to` or `minimum` keep as they are; empty if there is none."""
+        whole = [len(own) for group, own in self._groups.items() if self._kept(group, 0) == len(own)]
+        if not whole:
+            return ""
+        sizes = ", ".join(map(str, sorted(set(whole))[:5]))
+        return f"`round_to` and `minimum` keep {len(whole)} of {len(self._groups)} groups whole (of {sizes} channels). "
+
     def dead(self) -> np.ndarray:
         """Identities with a score of 0, but for what must stay."""
         gone = []
@@ -76,8 +83,13 @@ class Ranking:
         return min(size, -(-kept // self._round_to) * self._round_to)
 
 
-def least_of(units: list[Unit], graph: ChannelGraph, minimum: int) -> dict[int, int]:
-    """How many channels of each group stay; one where the model could not be made without them."""
+def least_of(units: list[Unit], minimum: int, left: Callable[[np.ndarray], Constants]) -> dict[int, int]:
+    """How many channels of each group stay; one where the model could not be made without them.
+
+    Args:
+        units, minimum: Of the plan.
+        left: Function identities -> what would be left without them.
+    """
     groups: dict[int, list[int]] = defaultdict(list)
     for unit in units:
         groups[unit.group].append(unit.root)
@@ -86,6 +98,6 @@ def least_of(units: list[Unit], graph: ChannelGraph, minimum: int) -> dict[int, 
     found, gone = {}, np.empty(0, int)
     for group, roots in groups.items():
         both = np.concatenate([gone, roots])
-        alone = not Constants(graph, np.array(roots)).refused and not Constants(graph, both).refused
+        alone = not left(np.array(roots)).refused and not left(both).refused
         found[group], gone = (0, both) if alone else (1, gone)
     return found

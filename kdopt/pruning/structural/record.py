@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -42,6 +43,7 @@ class ChannelPlan:
         layers: One `LayerWidth` a layer that makes channels, in the model's order.
         parameters, macs: (before, after); MACs are `None` where they are not known.
         normalized: Whether channels that a LayerNormalization averages over may go.
+        branches: Whether layers go, too, that add nothing but a constant.
         dead: Integer, how many of the channels that go carried nothing but a constant.
     """
 
@@ -52,6 +54,7 @@ class ChannelPlan:
     macs: tuple[int, int] | None
     normalized: bool = False
     dead: int = 0
+    branches: bool = False
 
     def check(self, model: keras.Model) -> None:
         """Refuses a model that the plan was not made for.
@@ -109,7 +112,8 @@ class ChannelPlan:
                 for layer in stored.pop("layers")
             )
             pairs = {name: None if stored[name] is None else tuple(stored[name]) for name in ("parameters", "macs")}
-            return cls(removed, shapes, layers, normalized=stored["normalized"], dead=stored["dead"], **pairs)  # type: ignore[arg-type]
+            facts: dict[str, Any] = {**pairs, **{name: stored[name] for name in ("normalized", "dead", "branches")}}
+            return cls(removed, shapes, layers, **facts)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{str(path)!r} is no plan of this version of kdopt: {error!r}") from error
 

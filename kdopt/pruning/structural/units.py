@@ -35,7 +35,7 @@ def units_of(
     criterion: str | Criterion,
     *,
     layers: Any = None,
-    normalize: bool | None = None,
+    normalize: bool = True,
     data: Any = None,
     dead: np.ndarray | None = None,
 ) -> list[Unit]:
@@ -51,8 +51,7 @@ def units_of(
         graph: What was found.
         criterion: Name in `CRITERIA`, a `Criterion`, or `"mask"`: infinite for all but the dead ones.
         layers: Which layers' channels may go; as in `GradualPruning`. `None`: all.
-        normalize: Whether to divide by the group's mean, so that groups can be compared. `None`: if the criterion is
-            not `comparable` as it is.
+        normalize: Whether to divide by the group's mean, so that groups can be compared. Defaults to `True`.
         data: For a criterion that needs it.
         dead: Integer array, identities of channels with which nothing is lost, whatever the criterion says of them.
 
@@ -73,7 +72,7 @@ def units_of(
             f"No channel of {model.name!r} may go"
             f"{': ' + '; '.join(reasons) if reasons else ', or `layers` chose none that may'}."
         )
-    if criterion != "mask" and (not CRITERIA.get(criterion).comparable if normalize is None else normalize):
+    if normalize and criterion != "mask":
         means = np.bincount(groups, loss) / np.maximum(np.bincount(groups), 1)
         loss = loss / np.where(means == 0, 1, means)[groups]
     loss = np.where(np.isin(roots, [] if dead is None else dead), 0.0, loss)
