@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="images and net of resnet8")
-    parser.add_argument("--file", type=Path, default=Path("shrinking.jsonl"))
+    parser.add_argument("--file", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     parser.add_argument("--validate", action="store_true", help="leave the test images alone")
     parser.add_argument("--table", action="store_true", help="print what the file holds")
     for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("rounds", int)):
