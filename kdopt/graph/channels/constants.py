@@ -25,6 +25,7 @@ class Constants:
         added: Identity of a Variable -> what is added to its value.
         branches: Whether what adds nothing but a constant to another tensor need not be computed, also where nothing is
             removed.
+        memo: A dict for several of them on one model whose weights stay: what is known of kernels is kept in it.
 
     Attributes:
         refused: Why the model cannot be made without `removed`: layers that would be left with nothing to read.
@@ -37,7 +38,9 @@ class Constants:
         removed: np.ndarray | None = None,
         added: Mapping[int, np.ndarray] | None = None,
         branches: bool = False,
+        memo: dict[tuple[int, int], np.ndarray] | None = None,
     ) -> None:
+        self._memo = {} if memo is None else memo
         self._graph, self._added, self._branches = graph, added or {}, branches
         self._removed = np.empty(0, int) if removed is None else np.unique(graph.labels.roots(removed))
         self._slots: dict[int, list[Slot]] = defaultdict(list)
@@ -85,11 +88,19 @@ class Constants:
         makes = [slot for slot in self._slots[id(kernel)] if slot.role == "makes" and self._same(slot.labels, labels)]
         if not makes:
             return None
-        axis, value = makes[-1].axis, self.value(kernel) != 0
-        for read in self._slots[id(kernel)]:
-            if read.axis != axis and read.role != "follows":
-                value = np.take(value, np.flatnonzero(self.stays(read.labels)), axis=read.axis)
-        return ~value.any(tuple(other for other in range(value.ndim) if other != axis))
+        axis = makes[-1].axis
+        reads = [slot for slot in self._slots[id(kernel)] if slot.axis != axis and slot.role != "follows"]
+        left = [(slot.axis, self.stays(slot.labels)) for slot in reads]
+        whole = all(stays.all() for _, stays in left)
+        if whole and (id(kernel), axis) in self._memo:
+            return self._memo[id(kernel), axis]
+        value = self.value(kernel) != 0
+        for other, stays in left:
+            value = np.take(value, np.flatnonzero(stays), axis=other)
+        found = ~value.any(tuple(other for other in range(value.ndim) if other != axis))
+        if whole:
+            self._memo[id(kernel), axis] = found
+        return found
 
     def follows(self, variable: Any, labels: np.ndarray) -> bool:
         """Whether a Variable, if there is one, has a value for each of these identities."""

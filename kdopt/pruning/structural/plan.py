@@ -109,8 +109,10 @@ def plan_channels(
     normalize = scope != "isomorphic" if normalize is None else normalize
     units = units_of(model, graph, criterion, layers=chosen, normalize=normalize, data=data, dead=dead.roots)
 
+    memo: dict[tuple[int, int], np.ndarray] = {}
+
     def left(removed: np.ndarray) -> Constants:
-        return Constants(graph, removed, dead.folds(removed), branches=not minimum)
+        return Constants(graph, removed, dead.folds(removed), not minimum, memo)
 
     ranking = Ranking(units, scope, least_of(units, minimum, left), multiple)
     costs = Costs(model, graph, left, input_shape, branches=not minimum)

@@ -84,7 +84,7 @@ class Ranking:
 
 
 def least_of(units: list[Unit], minimum: int, left: Callable[[np.ndarray], Constants]) -> dict[int, int]:
-    """How many channels of each group stay; one where the model could not be made without them.
+    """How many channels of each group stay; one where the model could not be made without it and those before it.
 
     Args:
         units, minimum: Of the plan.
@@ -98,6 +98,5 @@ def least_of(units: list[Unit], minimum: int, left: Callable[[np.ndarray], Const
     found, gone = {}, np.empty(0, int)
     for group, roots in groups.items():
         both = np.concatenate([gone, roots])
-        alone = not left(np.array(roots)).refused and not left(both).refused
-        found[group], gone = (0, both) if alone else (1, gone)
+        found[group], gone = (1, gone) if left(both).refused else (0, both)
     return found
