@@ -39,7 +39,7 @@ class Round:
     seconds: float
 
     def __str__(self) -> str:
-        zeros = "" if not self.sparsity else f"  sparsity {self.sparsity:.4f}"
+        zeros = "" if self.sparsity is None else f"  sparsity {self.sparsity:.4f}"
         value = "" if self.value is None else f"  metric {self.value:.4f}"
         robust = "" if self.robustness is None else f"  under corruptions {self.robustness:.4f}"
         return f"round {self.number:>2}{zeros}  {self.nonzero:>11,} weights{value}{robust}  {self.seconds:.1f} s"
