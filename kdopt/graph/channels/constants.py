@@ -160,8 +160,8 @@ class Constants:
     def _only_adds(self, flow: Flow, readers: list[tuple[Call, Flow]]) -> bool:
         """Whether a tensor is only added to others, which are no constants."""
         return bool(readers) and all(
-            self._absorbs(call, [one for one in call.flows if one is flow or self._left(one) is not None], output)
-            and isinstance(call.operation, SUMS)
+            isinstance(call.operation, SUMS)
+            and self._absorbs(call, [one for one in call.flows if one is flow or self._left(one) is not None], output)
             for call, output in readers
         )
 
