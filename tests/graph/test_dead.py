@@ -152,6 +152,19 @@ def test_zeros_go_everywhere(kind):
     assert dead == (0 if kind in ("a norm over places", "two places with other constants") else ZEROS)
 
 
+@pytest.mark.parametrize("training", [None, False, True])
+def test_statistics_of_the_batch_are_no_constants(training):
+    """A nested model, and one in it, called with `training=True`: its normalizations do not use the moving means."""
+    keras.utils.set_random_seed(3)
+    inner = keras.Sequential([keras.Input((7, 7, 6)), L.BatchNormalization(), L.ReLU()])
+    outer = keras.Sequential([keras.Input((7, 7, 6)), inner, L.Activation("tanh")])
+    inputs = keras.Input((9, 9, 3))
+    h = outer(L.Conv2D(6, 3, name="maker")(inputs), **({} if training is None else {"training": training}))
+    model = disturbed(keras.Model(inputs, L.Dense(4)(L.GlobalAveragePooling2D()(h))))
+    zero(model.get_layer("maker"))
+    assert lossless(model)[1].dead == (0 if training else ZEROS)
+
+
 def test_a_gamma_of_zero_is_dead_whatever_the_kernel_says():
     model = image_net(MIDDLES["norm, activation"], READERS["valid"])
     model.get_layer("maker").kernel.assign(np.random.default_rng(1).normal(size=(3, 3, 3, 6)))

@@ -38,14 +38,16 @@ def small(data, count):
     return data[0][:count], data[1][:count]
 
 
-def test_the_student_is_narrower_after_each_round_and_still_good(digits, trained, capsys):
+def test_the_student_is_narrower_after_each_round_and_still_good(digits, trained, tmp_path, capsys):
     before, value = trained.get_weights(), trained.evaluate(*digits[1], verbose=0)[1]
     report = shrink_and_distill(
         trained, trained, digits[0], macs=0.25, loss=LOSS, rounds=2, epochs=4, validation_data=digits[1],
-        optimizer=keras.optimizers.Adam(2e-3), channels={"scope": "layer"},
+        optimizer=keras.optimizers.Adam(2e-3), channels={"scope": "layer"}, folder=tmp_path,
     )  # fmt: skip
     whole = measure.macs(trained)
     assert 0.15 * whole < measure.macs(report.model) <= 0.25 * whole
+    first = keras.models.load_model(tmp_path / "round_001.keras", compile=False)
+    assert 0.4 * whole < measure.macs(first) <= 0.5 * whole  # of what is left, each round takes the same share
     counts = [one.parameters for one in (report.start, *report.rounds)]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == measure.parameters(report.model)

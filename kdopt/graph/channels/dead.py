@@ -56,8 +56,8 @@ class DeadChannels:
 def dead_channels(model: keras.Model, graph: ChannelGraph) -> DeadChannels:
     """Channels that may go and are constant wherever they are read: zero, or where their readers can take it over.
 
-    Dense layers, and convolutions of size 1 or without padding, can, if they have a bias or a BatchNormalization alone
-    behind them. Exact in inference.
+    Dense layers, and convolutions of size 1 or without padding and not in groups, can, if they have a bias or a
+    BatchNormalization alone behind them. Exact in inference.
     """
     constants, norms = Constants(graph), norms_after(model)
     read: dict[int, list[tuple[Slot, Any, np.ndarray]]] = defaultdict(list)

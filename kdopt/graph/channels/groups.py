@@ -134,10 +134,14 @@ def trace_channels(model: keras.Model, *, allow_normalized_axes: bool = False) -
     return found
 
 
-def _inline(found: ChannelGraph, graph: keras.Function, inputs: list[Flow], path: str) -> list[Flow]:
+def _inline(
+    found: ChannelGraph, graph: keras.Function, inputs: list[Flow], path: str, training: bool | None = None
+) -> list[Flow]:
     flows: dict[int, Any] = {id(tensor): flow for tensor, flow in zip(graph.inputs, inputs, strict=True)}
     for node in nodes_of(graph):
         args, kwargs = node.arguments.fill_in(flows)
+        if training is not None and getattr(node.operation, "_call_has_training_arg", False):
+            kwargs.setdefault("training", training)
         shapes = tuple(tuple(tensor.shape) for tensor in node.outputs)
         made = _call(found, Call(node.operation, args, kwargs, shapes), path)
         found.outputs[id(node.operation)].append(made)
@@ -157,7 +161,7 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
                 "out: let its `call` take one list of tensors, or write it with the functional API."
             )
         _go_together(found.labels, operation, found.inputs.setdefault(id(operation), inputs), inputs)
-        return _inline(found, graph, inputs, name)
+        return _inline(found, graph, inputs, name, call.kwargs.get("training"))
     for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
         found.paths.setdefault(id(layer), name)
     rule = rule_of(operation) or unknown

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
-from kdopt.core.validation import check_integer, check_one_of
+from kdopt.core.validation import check_integer
 
 # Widths between two multiples cost as much as the larger one: the tile of the matrix product.
 ROUND_TO = {"arm": 8, "avx512": 32}
@@ -17,8 +17,13 @@ def checked_round_to(round_to: int | str) -> int:
 
     Raises: ValueError.
     """
+    if isinstance(round_to, str) and round_to not in ROUND_TO:
+        names = " or ".join(repr(name) for name in ROUND_TO)
+        raise ValueError(
+            f"`round_to` must be an integer >= 1, {names}; got {round_to!r}. `measure_round_to` finds it for a device."
+        )
     if isinstance(round_to, str):
-        return ROUND_TO[check_one_of("round_to", round_to, tuple(ROUND_TO))]
+        return ROUND_TO[round_to]
     return check_integer("round_to", round_to)
 
 
