@@ -274,16 +274,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def table(options: Any) -> None:
     groups: dict[Any, dict[int, dict[str, Any]]] = defaultdict(dict)
     for record in lines(options.file):
-        groups[record["net"], -record["macs"], record["method"], record["scope"]][record["seed"]] = record
-    print("| net | method | MACs left | parameters left | validation at once | validation | test | seeds |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (net, _, method, _), runs in sorted(groups.items()):
+        key = record["net"], -record["macs"], record["recipe"]["epochs"], record["method"], record["scope"]
+        groups[key][record["seed"]] = record
+    print("| net | method | epochs | MACs left | parameters left | validation at once | validation | test | seeds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (net, _, epochs, method, _), runs in sorted(groups.items()):
         cells = [f"{np.mean([r[name] for r in runs.values()]):.3f}" for name in ("macs_left", "parameters_left")]
         for name in ("at_once", "validation", "test"):
             found = 100 * np.array([r[name] for r in runs.values() if r.get(name) is not None])
             spread = f" +- {found.std(ddof=1):.2f}" if len(found) > 1 else ""
             cells.append(f"{found.mean():.2f}{spread}" if len(found) else "-")
-        print(f"| {net} | {method} | {' | '.join(cells)} | {len(runs)} |")
+        print(f"| {net} | {method} | {epochs} | {' | '.join(cells)} | {len(runs)} |")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -10,23 +9,19 @@ import numpy as np
 
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.copying import copy_model
-from kdopt.core.kernels import KernelView, find_kernels
+from kdopt.core.kernels import KernelView
 from kdopt.core.seeding import set_seed
 from kdopt.core.validation import check_fraction, check_integer
 from kdopt.criteria.base import CRITERIA, Criterion, Needs
-from kdopt.distillation.distiller import Distiller
+from kdopt.pipeline.training import Distill, Training, evaluate_of
 from kdopt.pruning.allocation import PerLayer, Threshold
 from kdopt.pruning.iterative import iterative
 from kdopt.pruning.masking import Layers
-from kdopt.pruning.metrics import Measure, digest, metric_of, name_of
+from kdopt.pruning.metrics import Measure, digest, name_of
 from kdopt.pruning.patterns import Pattern
 from kdopt.pruning.prune import prune
 from kdopt.pruning.rounds import IterationReport
-from kdopt.pruning.run import sparsity
 from kdopt.pruning.selection import Selection
-from kdopt.pruning.zeros import keep_zeros
-
-Distill = Callable[[keras.Model, keras.Model], keras.Model]
 
 
 def prune_and_distill(
@@ -191,70 +186,3 @@ class Surviving(Criterion):
     def scores(self, model: keras.Model, views: Sequence[KernelView], data: Any = None) -> list[np.ndarray]:
         found = self.inner.scores(model, views, data)
         return [np.where(view.numpy() == 0, 0, score) for view, score in zip(views, found, strict=True)]
-
-
-class Training:
-    """How the student is trained in each round; see `prune_and_distill` for the arguments."""
-
-    def __init__(
-        self,
-        teacher: keras.Model,
-        data: Any,
-        epochs: int,
-        optimizer: Any,
-        loss: Any,
-        metric: str | Measure,
-        distill: Distill | None,
-        batch_size: int | None,
-        callbacks: Callable[[int], Sequence[keras.callbacks.Callback]] | None,
-    ) -> None:
-        if hasattr(data, "__next__"):
-            raise ValueError(f"`train_data` is read in every round; a {type(data).__name__} can be read only once.")
-        self._teacher, self._data, self._epochs, self._loss = teacher, data, epochs, loss
-        self.optimizer = keras.saving.serialize_keras_object(keras.optimizers.get(optimizer))
-        self._metrics = [metric] if isinstance(metric, str) else None
-        self._distill: Distill = distill or (lambda own, other: Distiller(student=own, teacher=other))
-        self._batch_size, self._callbacks = batch_size, callbacks
-
-    def optimizer_config(self) -> dict[str, Any]:
-        """What the optimizer of every round is made from, but for its name, which Keras numbers on."""
-        config = self.optimizer["config"]
-        return {"class_name": self.optimizer["class_name"], **{k: v for k, v in config.items() if k != "name"}}
-
-    def check(self, student: keras.Model) -> None:
-        """Says now what would fail in the first round.
-
-        Raises: ValueError, TypeError.
-        """
-        self._distiller(copy_model(student))
-
-    def compiled(self, model: keras.Model) -> keras.Model:
-        """The model itself, compiled with a new optimizer."""
-        optimizer = keras.optimizers.get(self.optimizer)
-        # XLA halves the speed of convolutions on a CPU and costs seconds to compile in every round.
-        model.compile(optimizer, self._loss, metrics=self._metrics, jit_compile=False)
-        return model
-
-    def run(self, model: keras.Model, number: int) -> keras.Model:
-        """Trains a smaller model on labels and teacher in place; what is zero stays zero."""
-        distiller = self.compiled(self._distiller(model))
-        more = list(self._callbacks(number)) if self._callbacks else []
-        x, y, weight = (*self._data, None, None)[:3] if isinstance(self._data, tuple) else (self._data, None, None)
-        shuffles_itself = hasattr(x, "cardinality")  # a tf.data.Dataset, of which Keras would warn
-        arguments = {"sample_weight": weight, "batch_size": self._batch_size, "epochs": self._epochs, "callbacks": more}
-        with keep_zeros(distiller) if sparsity(find_kernels(model)[0]) else nullcontext():
-            distiller.fit(x, y, verbose=0, shuffle=not shuffles_itself, **arguments)
-        return model
-
-    def _distiller(self, student: keras.Model) -> keras.Model:
-        made = self._distill(student, self._teacher)
-        if not isinstance(made, keras.Model) or getattr(made, "student", None) is not student:
-            raise TypeError(f"`distill` must return a Distiller of the student it gets; got {made!r}.")
-        return made
-
-
-def evaluate_of(metric: str | Measure, validation_data: Any) -> Measure | None:
-    """The metric of a round; `None` where there is nothing to measure on."""
-    if isinstance(metric, str) and validation_data is None:
-        return None
-    return metric_of(metric, validation_data)

@@ -13,7 +13,7 @@ from kdopt.core.copying import copy_model
 from kdopt.core.seeding import set_seed
 from kdopt.core.validation import check_integer
 from kdopt.criteria.base import CRITERIA, Criterion
-from kdopt.pipeline.prune_and_distill import Distill, Training, evaluate_of
+from kdopt.pipeline.training import Distill, Training, evaluate_of
 from kdopt.pruning.iterative import iterative
 from kdopt.pruning.metrics import Measure, digest, name_of
 from kdopt.pruning.rounds import IterationReport

@@ -26,21 +26,13 @@ def net(width, name):
 
 
 @pytest.fixture(scope="module")
-def digits():
-    bunch = pytest.importorskip("sklearn.datasets").load_digits()
-    x, y = (bunch.images[..., None] / 16).astype("float32"), bunch.target.astype("int32")
-    order = np.random.default_rng(0).permutation(len(x))
-    return (x[order[:1200]], y[order[:1200]]), (x[order[1200:]], y[order[1200:]])
-
-
-@pytest.fixture(scope="module")
-def trained(digits):
+def trained(digit_images):
     """(student, teacher)"""
     keras.utils.set_random_seed(0)
     models = net(10, "student"), net(20, "teacher")
     for model, epochs in zip(models, (6, 8), strict=True):
         model.compile(keras.optimizers.Adam(3e-3), LOSS, metrics=["accuracy"], jit_compile=False)
-        model.fit(*digits[0], epochs=epochs, verbose=0)
+        model.fit(*digit_images[0], epochs=epochs, verbose=0)
     return models
 
 
@@ -52,7 +44,7 @@ def small(data, count):
     return data[0][:count], data[1][:count]
 
 
-def test_reaches_its_sparsity_and_keeps_the_accuracy(digits, trained):
+def test_reaches_its_sparsity_and_keeps_the_accuracy(digit_images, trained):
     student, teacher = trained
     before = [w.copy() for model in trained for w in model.get_weights()]
     fits, masks = [], []
@@ -72,13 +64,13 @@ def test_reaches_its_sparsity_and_keeps_the_accuracy(digits, trained):
     report = prune_and_distill(
         student,
         teacher,
-        digits[0],
+        digit_images[0],
         sparsity=0.9,
         rounds=2,
         epochs=6,
         loss=LOSS,
         optimizer=keras.optimizers.Adam(3e-3),
-        validation_data=digits[1],
+        validation_data=digit_images[1],
         callbacks=callbacks,
         progress=False,
     )
@@ -94,16 +86,16 @@ def test_reaches_its_sparsity_and_keeps_the_accuracy(digits, trained):
 
     assert report.start.value > 0.9
     assert report.rounds[-1].value > 0.93
-    accuracy = np.mean(report.model.predict(digits[1][0], verbose=0).argmax(-1) == digits[1][1])
+    accuracy = np.mean(report.model.predict(digit_images[1][0], verbose=0).argmax(-1) == digit_images[1][1])
     assert report.rounds[-1].value == pytest.approx(accuracy, abs=1e-6)
     pruned_only = prune(student, 0.9)[0]
-    one_shot = np.mean(pruned_only.predict(digits[1][0], verbose=0).argmax(-1) == digits[1][1])
+    one_shot = np.mean(pruned_only.predict(digit_images[1][0], verbose=0).argmax(-1) == digit_images[1][1])
     assert report.rounds[-1].value > one_shot + 0.2
     for now, then in zip([w for model in trained for w in model.get_weights()], before, strict=True):
         np.testing.assert_array_equal(now, then)
 
 
-def test_channels_a_foreign_criterion_chosen_layers_and_another_distiller(digits, trained):
+def test_channels_a_foreign_criterion_chosen_layers_and_another_distiller(digit_images, trained):
     made = []
 
     def distill(student, teacher):
@@ -112,7 +104,7 @@ def test_channels_a_foreign_criterion_chosen_layers_and_another_distiller(digits
 
     report = prune_and_distill(
         *trained,
-        small(digits[0], 320),
+        small(digit_images[0], 320),
         sparsity=0.5,
         rounds=2,
         epochs=1,
@@ -121,7 +113,7 @@ def test_channels_a_foreign_criterion_chosen_layers_and_another_distiller(digits
         pattern="channel",
         layers=[trained[0].get_layer("stem"), "body"],
         distill=distill,
-        recalibrate=digits[0][0][:320],
+        recalibrate=digit_images[0][0][:320],
         progress=False,
     )
     assert len(made) == 3  # one is tried before the first round
@@ -136,7 +128,7 @@ def test_channels_a_foreign_criterion_chosen_layers_and_another_distiller(digits
     assert report.rounds[-1].value is None
 
 
-def test_a_run_that_was_cut_off_ends_like_an_undisturbed_one(digits, trained, tmp_path):
+def test_a_run_that_was_cut_off_ends_like_an_undisturbed_one(digit_images, trained, tmp_path):
     class CutOff(Exception):
         pass
 
@@ -147,7 +139,7 @@ def test_a_run_that_was_cut_off_ends_like_an_undisturbed_one(digits, trained, tm
             return []
 
         arguments = {"sparsity": 0.8, "rounds": 2, "epochs": 1, "loss": LOSS, "progress": False, **more}
-        data, validation = small(digits[0], 320), small(digits[1], 200)
+        data, validation = small(digit_images[0], 320), small(digit_images[1], 200)
         return prune_and_distill(
             *trained, data, validation_data=validation, folder=folder, callbacks=callbacks, **arguments
         )

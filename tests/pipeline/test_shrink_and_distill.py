@@ -13,15 +13,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @pytest.fixture(scope="module")
-def digits():
-    bunch = pytest.importorskip("sklearn.datasets").load_digits()
-    x, y = (bunch.images[..., None] / 16).astype("float32"), bunch.target.astype("int32")
-    order = np.random.default_rng(0).permutation(len(x))
-    return (x[order[:1200]], y[order[:1200]]), (x[order[1200:]], y[order[1200:]])
-
-
-@pytest.fixture(scope="module")
-def trained(digits):
+def trained(digit_images):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 1))
     x = layers.Conv2D(16, 3, padding="same", use_bias=False, name="stem")(inputs)
@@ -30,7 +22,7 @@ def trained(digits):
     x = layers.Dense(40, activation="relu", name="hidden")(layers.Flatten()(layers.MaxPooling2D()(x)))
     model = keras.Model(inputs, layers.Dense(10, name="out")(x), name="student")
     model.compile(keras.optimizers.Adam(3e-3), LOSS, metrics=["accuracy"], jit_compile=False)
-    model.fit(*digits[0], epochs=8, verbose=0)
+    model.fit(*digit_images[0], epochs=8, verbose=0)
     return model
 
 
@@ -38,10 +30,10 @@ def small(data, count):
     return data[0][:count], data[1][:count]
 
 
-def test_the_student_is_narrower_after_each_round_and_still_good(digits, trained, tmp_path, capsys):
-    before, value = trained.get_weights(), trained.evaluate(*digits[1], verbose=0)[1]
+def test_the_student_is_narrower_after_each_round_and_still_good(digit_images, trained, tmp_path, capsys):
+    before, value = trained.get_weights(), trained.evaluate(*digit_images[1], verbose=0)[1]
     report = shrink_and_distill(
-        trained, trained, digits[0], macs=0.25, loss=LOSS, rounds=2, epochs=4, validation_data=digits[1],
+        trained, trained, digit_images[0], macs=0.25, loss=LOSS, rounds=2, epochs=4, validation_data=digit_images[1],
         optimizer=keras.optimizers.Adam(2e-3), channels={"scope": "layer"}, folder=tmp_path,
     )  # fmt: skip
     whole = measure.macs(trained)
@@ -59,10 +51,10 @@ def test_the_student_is_narrower_after_each_round_and_still_good(digits, trained
 
 
 @pytest.mark.parametrize("target", [{"parameters": 0.5}, {"size_bytes": 12000}])
-def test_other_targets_and_a_criterion_with_data(digits, trained, target):
+def test_other_targets_and_a_criterion_with_data(digit_images, trained, target):
     report = shrink_and_distill(
-        trained, trained, small(digits[0], 100), **target, loss=LOSS, rounds=2, epochs=1, criterion="taylor",
-        criterion_data=small(digits[0], 64), channels={"exclude": ["stem"]}, progress=False,
+        trained, trained, small(digit_images[0], 100), **target, loss=LOSS, rounds=2, epochs=1, criterion="taylor",
+        criterion_data=small(digit_images[0], 64), channels={"exclude": ["stem"]}, progress=False,
     )  # fmt: skip
     ((name, share),) = target.items()
     limit = share if share > 1 else share * getattr(measure, name)(trained)
@@ -70,7 +62,7 @@ def test_other_targets_and_a_criterion_with_data(digits, trained, target):
     assert report.model.get_layer("stem").filters == 16
 
 
-def test_a_run_that_was_cut_off_goes_on(digits, trained, tmp_path):
+def test_a_run_that_was_cut_off_goes_on(digit_images, trained, tmp_path):
     class Killed(RuntimeError):
         pass
 
@@ -81,7 +73,7 @@ def test_a_run_that_was_cut_off_goes_on(digits, trained, tmp_path):
         return []
 
     arguments = {"macs": 0.4, "loss": LOSS, "rounds": 2, "epochs": 1, "callbacks": watch, "progress": False}
-    data = small(digits[0], 200)
+    data = small(digit_images[0], 200)
     with pytest.raises(Killed):
         shrink_and_distill(trained, trained, data, **arguments, folder=tmp_path / "rounds")
     continued = shrink_and_distill(trained, trained, data, **arguments, folder=tmp_path / "rounds")
@@ -92,10 +84,10 @@ def test_a_run_that_was_cut_off_goes_on(digits, trained, tmp_path):
         shrink_and_distill(trained, trained, data, **{**arguments, "macs": 0.3}, folder=tmp_path / "rounds")
 
 
-def test_bad_arguments_are_refused_before_anything_is_trained(digits, trained):
+def test_bad_arguments_are_refused_before_anything_is_trained(digit_images, trained):
     def run(**changes):
         arguments = {"loss": LOSS, "macs": 0.5, "callbacks": lambda number: pytest.fail("it trained"), **changes}
-        shrink_and_distill(trained, trained, small(digits[0], 50), **arguments)
+        shrink_and_distill(trained, trained, small(digit_images[0], 50), **arguments)
 
     with pytest.raises(ValueError, match="Give one target of macs, parameters, size_bytes"):
         run(macs=None)

@@ -1,0 +1,25 @@
+"""Nothing is lost with dead channels: the oracle is the model itself, before and after."""
+
+import numpy as np
+
+from kdopt.core import measure
+from kdopt.pruning.structural import prune_channels
+
+
+def zero(layer, count, axis=-1):
+    """The first channels of a kernel."""
+    value = np.moveaxis(layer.kernel.numpy(), axis, 0)
+    value[:count] = 0
+    layer.kernel.assign(np.moveaxis(value, 0, axis))
+
+
+def lossless(model, x, **arguments):
+    """Shrinks what is zero or dead; returns (smaller model, plan)."""
+    before = [weight.numpy() for weight in model.weights]
+    expected = np.asarray(model(x, training=False))
+    small, plan = prune_channels(model, criterion="mask", **arguments)
+    np.testing.assert_allclose(small(x, training=False), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    for one, other in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert plan.parameters == (measure.parameters(model), measure.parameters(small))
+    return small, plan
