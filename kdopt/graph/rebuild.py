@@ -80,7 +80,7 @@ class _Cut:
         """A new model; what a nested one is called on may have become narrower."""
         graph = self._graph.graphs[id(model)]
         called = self._graph.inputs.get(id(model))
-        shapes = [self._new_shape(flow) for flow in called] if called else [t.shape for t in graph.inputs]
+        shapes = [self._new_shape(flow) for flow in called[0]] if called else [t.shape for t in graph.inputs]
         placed = [
             keras.Input(
                 batch_shape=[None if old is None else new for old, new in zip(t.shape, shape, strict=True)],

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from channel_oracle import disturbed
 from dead_oracle import lossless
 from keras import layers as L
@@ -110,3 +111,32 @@ def test_an_output_keeps_its_name():
     silence(model, "a")
     small, _ = lossless(model, X, minimum=0)
     assert small.output_names == model.output_names == ["out"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_model_called_twice_keeps_what_one_call_needs(order):
+    """What it reads is a constant once: its branch adds a constant then, but not the other time."""
+    keras.utils.set_random_seed(0)
+    x, i = keras.Input((8,)), keras.Input((5,))
+    nested = keras.Model(x, L.Add()([L.Dense(8)(x), L.Activation("tanh")(x)]))
+    calls = [nested(L.Dense(8, name=name)(i)) for name in ("a", "b")[::order]]
+    model = disturbed(keras.Model(i, L.Dense(3)(L.Concatenate()(calls))))
+    silence(model, "a")
+    lossless(model, STEPS[:, 0, :5], minimum=0)
+
+
+def test_a_model_with_two_outputs_keeps_the_one_that_only_adds():
+    x, i = keras.Input((8,)), keras.Input((5,))
+    nested = keras.Model(x, [L.Dense(6, name="a")(x), L.Dense(6)(x)])
+    one, other = nested(L.Dense(8)(i))
+    model = disturbed(keras.Model(i, [L.Dense(3)(L.Add()([L.Dense(6)(i), one])), L.Dense(2)(other)]))
+    silence(nested, "a")
+    lossless(model, STEPS[:, 0, :5], minimum=0)
+
+
+def test_a_model_keeps_an_input_that_only_adds():
+    x, h, i = keras.Input((8,)), keras.Input((8,)), keras.Input((5,))
+    nested = keras.Model([x, h], L.Dense(3)(L.ReLU()(L.Add()([x, h]))))
+    model = disturbed(keras.Model(i, nested([L.Dense(8)(i), L.Dense(8, name="a")(i)])))
+    silence(model, "a")
+    lossless(model, STEPS[:, 0, :5], minimum=0)

@@ -11,6 +11,7 @@ from kdopt.graph.channels.constant_rules import ROWS, SUMS, rule_of
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.labels import Flow, Slot
 from kdopt.graph.channels.rules import Call
+from kdopt.graph.trace import nodes_of
 
 
 class Constants:
@@ -59,9 +60,7 @@ class Constants:
         for key, inputs in graph.inputs.items():
             made = graph.outputs[key]
             whole = all(self._all_gone(outputs) for outputs in made)
-            if not whole and any(
-                id(flow) in self._gone for flow in [*inputs, *(f for outputs in made for f in outputs)]
-            ):
+            if not whole and any(id(flow) in self._gone for flows in [*inputs, *made] for flow in flows):
                 self.refused.append("a part of a nested model would be left with nothing to read, or make nothing")
 
     def value(self, variable: Any) -> Any:
@@ -142,13 +141,16 @@ class Constants:
         for call, outputs in self._graph.calls:
             for flow in call.flows:
                 readers[id(flow)].append((call, outputs[0]))
-        ends = {id(flow) for flow in self._graph.ends}
+        fixed = {id(flow) for flow in [*self._graph.ends, *self._parts()]}
+        often = [self._graph.graphs[key] for key, calls in self._graph.inputs.items() if len(calls) > 1]
+        shared = {id(node.operation) for graph in often for node in nodes_of(graph)}  # made once for all calls
         for call, outputs in self._graph.calls:
             left = [self._left(flow) for flow in outputs]
             absent = [flow for flow in call.flows if id(flow) in self._gone]
             emptied = self._emptied(call.operation) or any(values is not None and not values.size for values in left)
             known = all(values is not None for values in left)
-            idle = self._branches and known and not any(id(flow) in ends for flow in outputs)
+            idle = self._branches and known and id(call.operation) not in shared
+            idle = idle and not any(id(flow) in fixed for flow in outputs)
             lost = bool(absent) and not self._absorbs(call, absent, outputs[0])
             idle = idle and all(self._only_adds(flow, readers[id(flow)]) for flow in outputs)
             if known and (lost or emptied or idle):
@@ -156,6 +158,12 @@ class Constants:
                 self._gone.update(found)
             elif emptied or lost:
                 self.refused.append(f"{call.operation.name!r} would be left with nothing to read")
+
+    def _parts(self) -> list[Flow]:
+        """The tensors between a nested model and what is around it, but for the only one that a model makes."""
+        made = [[flow for outputs in self._graph.outputs[key] for flow in outputs] for key in self._graph.inputs]
+        several = [flow for flows in made if len(flows) > 1 for flow in flows]
+        return [*several, *(flow for calls in self._graph.inputs.values() for flows in calls for flow in flows)]
 
     def _only_adds(self, flow: Flow, readers: list[tuple[Call, Flow]]) -> bool:
         """Whether a tensor is only added to others, which are no constants."""

@@ -72,7 +72,7 @@ class ChannelGraph:
     Attributes:
         labels: Identities and the Variables that hold them.
         outputs: For each call of each layer or operation, by its identity and in order, the tensors it makes.
-        inputs: For each nested model the tensors of its first call.
+        inputs: For each nested model the tensors of each of its calls.
         paths: Identity of a layer -> path.
         ends: The outputs of the model.
         graphs: Identity of a model, the outer one or a nested one -> its graph of calls.
@@ -81,7 +81,7 @@ class ChannelGraph:
 
     labels: Labels
     outputs: dict[int, list[list[Flow]]] = field(default_factory=lambda: defaultdict(list))
-    inputs: dict[int, list[Flow]] = field(default_factory=dict)
+    inputs: dict[int, list[list[Flow]]] = field(default_factory=lambda: defaultdict(list))
     paths: dict[int, str] = field(default_factory=dict)
     ends: list[Flow] = field(default_factory=list)
     graphs: dict[int, keras.Function] = field(default_factory=dict)
@@ -160,7 +160,8 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
                 f"The model {name!r} is called on {len(inputs)} tensors, but was built on {len(graph.inputs)}. Way "
                 "out: let its `call` take one list of tensors, or write it with the functional API."
             )
-        _go_together(found.labels, operation, found.inputs.setdefault(id(operation), inputs), inputs)
+        found.inputs[id(operation)].append(inputs)
+        _go_together(found.labels, operation, found.inputs[id(operation)][0], inputs)
         return _inline(found, graph, inputs, name, call.kwargs.get("training"))
     for layer in operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else [operation]:
         found.paths.setdefault(id(layer), name)
