@@ -1,8 +1,11 @@
 """A second model with the same weights."""
 
+import tempfile
 from typing import Any
 
 import keras
+
+from kdopt.core.compiling import compile_as
 
 
 def copy_model(model: keras.Model) -> keras.Model:
@@ -24,10 +27,17 @@ def copy_model(model: keras.Model) -> keras.Model:
     for own, other in zip(model._flatten_layers(), copied._flatten_layers(), strict=False):
         if own.trainable != other.trainable:
             other.trainable = own.trainable
-    config = model.get_compile_config() if model.compiled else None
-    if config:
-        copied.compile_from_config(config)
+        copy_assets(own, other)
+    compile_as(copied, model)
     return copied
+
+
+def copy_assets(own: keras.layers.Layer, other: keras.layers.Layer) -> None:
+    """What a layer keeps beside its weights: the vocabulary of a `StringLookup` or `TextVectorization`."""
+    if hasattr(own, "save_assets") and not isinstance(own, keras.Model):
+        with tempfile.TemporaryDirectory() as folder:
+            own.save_assets(folder)
+            other.load_assets(folder)
 
 
 def _same_kind(model: keras.Model) -> keras.Model:

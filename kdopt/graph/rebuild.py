@@ -11,6 +11,8 @@ import numpy as np
 from keras.src import backend
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from kdopt.core.compiling import compile_as
+from kdopt.core.copying import copy_assets
 from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.labels import Flow
@@ -45,9 +47,7 @@ def without(
     with SafeModeScope(False):  # it is the user's own model, not a file
         made = cut.model(model)
     cut.move_weights()
-    config = model.get_compile_config() if model.compiled else None
-    if config:
-        made.compile_from_config(config)
+    compile_as(made, model)
     return made
 
 
@@ -104,6 +104,7 @@ class _Cut:
         for old, new in self._pairs:
             if isinstance(old, keras.Model):
                 continue
+            copy_assets(old, new)
             values = [self._cut_value(source) for source in old.weights]
             if [value.shape for value in values] != [tuple(target.shape) for target in new.weights]:
                 raise TypeError(

@@ -98,7 +98,8 @@ def shrink_and_distill(
     if len(named) != 1:
         raise ValueError(f"Give one target of {', '.join(given)}, e.g. macs=0.5; got {named or 'none'}.")
     ((name, share),) = named.items()
-    if unknown := set(options) - set(inspect.signature(iterative).parameters):
+    ours = {"model", "compress", "train", "rounds", "evaluate", "folder", "settings"}
+    if unknown := set(options) - (set(inspect.signature(iterative).parameters) - ours):
         raise TypeError(
             f"shrink_and_distill has no {', '.join(map(repr, sorted(unknown)))}. Arguments of `plan_channels` go into "
             'a dict: channels={"round_to": 8}.'
@@ -108,8 +109,11 @@ def shrink_and_distill(
     if criterion == "mask":
         raise ValueError("criterion='mask' takes what is zero already, at once: use `prune_channels` for it.")
     scorer, settings = CRITERIA.get(criterion), dict(channels or {})
+    if taken := {"criterion", "data", *given} & set(settings):
+        raise TypeError(f"{', '.join(map(repr, sorted(taken)))} in `channels` are arguments of their own here.")
     for key in ("layers", "exclude"):
-        if any(isinstance(one, keras.layers.Layer) for one in settings.get(key) or ()):
+        chosen = settings.get(key)
+        if isinstance(chosen, (list, tuple)) and any(isinstance(one, keras.layers.Layer) for one in chosen):
             raise ValueError(f"`{key}` in `channels` must have names of layers, not layers: each round has new ones.")
     evaluate = evaluate_of(metric, validation_data)
     training = Training(
@@ -121,8 +125,8 @@ def shrink_and_distill(
         raise ValueError(f"The criterion {name_of(scorer)} needs samples: pass `criterion_data=`, e.g. (x, y).")
     settings.update(criterion=criterion, data=criterion_data)
     goal: dict[str, Any] = dict(named)
-    plan_channels(start, **goal, **settings)  # says what cannot be
-    whole = float(getattr(measure, name)(student))
+    plan = plan_channels(start, **goal, **settings)  # says what cannot be
+    whole = float(measure.size_bytes(student) if name == "size_bytes" else getattr(plan, name)[0])
     left = share if share < 1 else share / whole
 
     def compress(model: keras.Model, number: int) -> keras.Model:

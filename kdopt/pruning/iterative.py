@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kdopt.core import measure
+from kdopt.core.compiling import compile_as
 from kdopt.core.kernels import KernelView, find_kernels
 from kdopt.core.norms import reestimate_batch_norm
 from kdopt.core.validation import check_integer, check_one_of, check_positive
@@ -266,13 +267,11 @@ def _renew_optimizer(model: keras.Model) -> None:
     """A new optimizer from the config of the old one, if there is one."""
     if not model.compiled:
         return
-    config = model.get_compile_config()
-    if not config:
+    if not compile_as(model, model):
         raise ValueError(
             f"The optimizer of {model.name!r} cannot be made anew: what it is compiled with has no config. Compile in "
             "`train`, and leave the model of `compress` without."
         )
-    model.compile_from_config(config)
 
 
 def _check_rewind(model: keras.Model, rewind: str | None, rewind_to: Any) -> list[np.ndarray] | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kdopt.core.notices import warn_user
 from kdopt.graph.channels.dead import dead_channels
@@ -17,7 +18,7 @@ from kdopt.pruning.structural.record import ChannelPlan
 
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}  # by the least precise dtype that a layer computes in
 _TOLERANCE = 1e-4
-_OPEN_SIZE = 64
+_OPEN_SIZES = (64, 96, 128, 32, 16)  # of inputs, until the model takes one
 
 
 def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> keras.Model:
@@ -73,10 +74,11 @@ def prune_channels(model: keras.Model, **arguments: Any) -> tuple[keras.Model, C
 
 def _identities(model: keras.Model, plan: ChannelPlan, graph: ChannelGraph) -> np.ndarray:
     """What the plan removes, as identities of this trace."""
-    slots = {(id(slot.variable), slot.axis): slot for slot in graph.labels.slots()}
+    numbers = {id(weight): i for i, weight in enumerate(model.weights)}
+    slots = {(numbers[id(slot.variable)], slot.axis): slot for slot in graph.labels.slots()}
     removed: set[int] = set()
     for index, axis, places in plan.removed:
-        slot = slots.get((id(model.weights[index]), axis))
+        slot = slots.get((index, axis))
         if slot is None or slot.role != "makes":
             raise ValueError(
                 f"The plan removes channels along axis {axis} of {model.weights[index].path!r}, which makes none."
@@ -85,19 +87,29 @@ def _identities(model: keras.Model, plan: ChannelPlan, graph: ChannelGraph) -> n
     stays = sorted({reason for root, reason in graph.labels.frozen().items() if root in removed})
     if stays:
         raise ValueError(f"The plan removes channels of {model.name!r} that must stay: {'; '.join(stays[:3])}.")
-    return np.array(sorted(removed), int)
+    found = np.array(sorted(removed), int)
+    for key, slot in slots.items():
+        gone = np.isin(graph.labels.roots(slot.labels), found)
+        told = np.isin(np.arange(gone.size), [p for *one, places in plan.removed if tuple(one) == key for p in places])
+        if slot.role == "makes" and (gone != told).any():
+            raise ValueError(
+                f"The plan was made for another model than {model.name!r}: here other channels of {slot.layer.name!r} "
+                "hang together."
+            )
+    return found
 
 
 def _compare(
     model: keras.Model, small: keras.Model, graph: ChannelGraph, removed: np.ndarray, normalized: bool
 ) -> None:
-    inputs = _random_inputs(model)
-    if inputs is None:
+    inputs, expected = _run(model, _unread(graph, removed))
+    if expected is None:
         warn_user("apply_plan: the smaller model was not compared; inputs for this model are not known.")
         return
-    expected = infer(model, inputs, _unread(graph, removed))
     found = _difference(expected, infer(small, inputs))
-    if normalized:
+    if np.isnan(found):
+        warn_user("apply_plan: the smaller model was not compared; on random inputs all outputs are NaN or infinite.")
+    elif normalized:
         warn_user(
             f"apply_plan: with normalized channels gone, outputs differ by {found:.2g} of the largest: train it on."
         )
@@ -130,12 +142,25 @@ def _unread(graph: ChannelGraph, removed: np.ndarray) -> Callable[[Any], keras.S
     return scope
 
 
-def _random_inputs(model: keras.Model) -> Any:
+def _run(model: keras.Model, around: Callable[[Any], keras.StatelessScope]) -> tuple[Any, list[Any] | None]:
+    """(random inputs, outputs); `None` where there are none that the model takes."""
+    opened = any(None in tensor.shape[1:] for tensor in graph_of(model).inputs)
+    for size in _OPEN_SIZES if opened else _OPEN_SIZES[:1]:
+        inputs = _random_inputs(model, size)
+        try:
+            return inputs, None if inputs is None else infer(model, inputs, around)
+        except (ValueError, tf.errors.InvalidArgumentError):
+            if not opened:
+                raise
+    return None, None
+
+
+def _random_inputs(model: keras.Model, open_size: int) -> Any:
     random = np.random.default_rng(0)
     words = [layer.input_dim for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
 
     def draw(tensor: Any) -> np.ndarray:
-        shape = [_OPEN_SIZE if size is None else size for size in tensor.shape]
+        shape = [open_size if size is None else size for size in tensor.shape]
         shape[0] = tensor.shape[0] or 2
         if "float" not in str(tensor.dtype):
             return random.integers(0, min(words, default=2), shape).astype(str(tensor.dtype))
@@ -148,9 +173,17 @@ def _random_inputs(model: keras.Model) -> Any:
 
 
 def _difference(expected: list[Any], got: list[Any]) -> float:
-    """Largest difference of all outputs, as a fraction of the largest value."""
-    worst = 0.0
+    """Largest difference of all outputs, as a fraction of the largest value; infinite where one is and the other not.
+
+    NaN if there is no number in any output.
+    """
+    worst = np.nan
     for pair in zip(expected, got, strict=True):
         one, other = (np.asarray(keras.ops.convert_to_numpy(tensor), "float64") for tensor in pair)
-        worst = max(worst, float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-12)))
+        number = np.isfinite(one)
+        if (number != np.isfinite(other)).any():
+            return np.inf
+        if number.any():
+            largest = max(np.abs(one[number]).max(), 1e-12)
+            worst = float(np.fmax(worst, np.abs(one - other)[number].max() / largest))
     return worst

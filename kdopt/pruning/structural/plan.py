@@ -1,5 +1,6 @@
 """Which channels go, so that a target is met with the least loss."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdopt.core.kernels import find_kernels, select
 from kdopt.core.validation import check_integer, check_one_of
 from kdopt.criteria.base import Criterion
 from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.dead import dead_channels
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
+from kdopt.graph.channels.labels import Slot
 from kdopt.graph.rebuild import without
 from kdopt.pruning.structural.costs import Costs
 from kdopt.pruning.structural.ranking import Ranking, least_of
@@ -104,15 +105,21 @@ def plan_channels(
     given = dict(zip(TARGETS, (channels, parameters, macs, size_bytes, latency), strict=True))
     target = _checked_target(given, criterion, latency_of)
     _refuse_wrapped(model)
+    _refuse_nan(model)
     graph = trace_channels(model, allow_normalized_axes=allow_normalized_axes)
-    chosen, dead = _without_excluded(model, layers, exclude), dead_channels(model, graph)
+    dead = dead_channels(model, graph)
     normalize = scope != "isomorphic" if normalize is None else normalize
-    units = units_of(model, graph, criterion, layers=chosen, normalize=normalize, data=data, dead=dead.roots)
+    units = units_of(
+        model, graph, criterion, layers=layers, exclude=exclude, normalize=normalize, data=data, dead=dead.roots
+    )
 
     memo: dict[tuple[int, int], np.ndarray] = {}
 
     def left(removed: np.ndarray) -> Constants:
         return Constants(graph, removed, dead.folds(removed), not minimum, memo)
+
+    def build(removed: np.ndarray | None) -> keras.Model:
+        return model if removed is None else without(model, graph, removed, dead.folds(removed), not minimum)
 
     ranking = Ranking(units, scope, least_of(units, minimum, left), multiple)
     costs = Costs(model, graph, left, input_shape, branches=not minimum)
@@ -120,7 +127,7 @@ def plan_channels(
     def choose() -> np.ndarray:
         if target is None:
             return ranking.dead()
-        return _search(ranking, _cost_of(target[0], model, graph, costs, ranking, latency_of), *target, graph)
+        return _search(ranking, _cost_of(target[0], costs, ranking, build, latency_of), *target, graph)
 
     removed = choose()
     while (found := left(removed)).refused:  # branches that could go, but not beside all others
@@ -150,17 +157,16 @@ def _checked_target(given: dict[str, float | None], criterion: Any, latency_of: 
 
 def _cost_of(
     name: str,
-    model: keras.Model,
-    graph: ChannelGraph,
     costs: Costs,
     ranking: Ranking,
+    build: Callable[[np.ndarray | None], keras.Model],
     latency_of: Callable[[keras.Model], float] | None,
 ) -> Callable[[np.ndarray | None], float]:
     if name == "channels":
         return lambda removed: len(ranking) - (0 if removed is None else len(removed))
     if name == "latency":
         assert latency_of is not None
-        return lambda removed: float(latency_of(model if removed is None else without(model, graph, removed)))
+        return lambda removed: float(latency_of(build(removed)))
     return getattr(costs, name)
 
 
@@ -195,29 +201,37 @@ def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: C
     except ValueError:  # a layer whose multiply-accumulates nobody knows, or an open input shape
         macs, by_layer = None, {}
     entries, layers, dropped = [], [], costs.dropped(removed)
+    own: dict[str, list[Slot]] = defaultdict(list)
     for slot in graph.labels.slots():
-        if slot.role != "makes":
-            continue
+        if slot.role == "makes":
+            own[graph.paths.get(id(slot.layer), slot.layer.name)].append(slot)
+    for name, slot in [(name, slot) for name, slots in own.items() for slot in slots]:
         roots = graph.labels.roots(slot.labels)
         gone = np.flatnonzero(np.isin(roots, removed))
         if gone.size:
             entries.append((places[id(slot.variable)], slot.axis, tuple(gone.tolist())))
         reason = next((frozen[root] for root in roots.tolist() if root in frozen), "")
-        name = graph.paths.get(id(slot.layer), slot.layer.name)
-        left = 0 if id(slot.variable) in dropped else roots.size - gone.size
-        layers.append(LayerWidth(name, roots.size, left, reason, by_layer.get(name)))
+        width = getattr(slot.layer, "units", roots.size)  # of a recurrent layer's gates each has all units
+        left = 0 if id(slot.variable) in dropped else width - gone.size * width // roots.size
+        layers.append(LayerWidth(_row(name, slot, own[name]), width, left, reason, by_layer.pop(name, None)))
     shapes = tuple(tuple(weight.shape) for weight in model.weights)
     counts = (costs.parameters(None), costs.parameters(removed))
     return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized)
 
 
-def _without_excluded(model: keras.Model, layers: Any, exclude: Sequence[Any] | None) -> Any:
-    if exclude is None:
-        return layers
-    found, skipped = find_kernels(model)
-    stay = {id(view.variable) for view in select(found, list(exclude), skipped)}
-    chosen = {id(view.variable) for view in select(found, layers, skipped)} - stay
-    return lambda view: id(view.variable) in chosen
+def _row(path: str, slot: Slot, own: Sequence[Slot]) -> str:
+    """The path of a layer, and which of its kernels and axes, if it makes channels of several kinds."""
+    if len(own) < 2:
+        return path
+    kernel = "/".join(filter(None, (slot.layer.name if slot.layer.name not in path else "", slot.variable.name)))
+    several = sum(one.variable is slot.variable for one in own) > 1
+    return f"{path}: {kernel}" + (f" axis {slot.axis}" if several else "")
+
+
+def _refuse_nan(model: keras.Model) -> None:
+    for weight in model.weights:
+        if "float" in str(weight.dtype) and keras.ops.any(keras.ops.isnan(weight)):
+            raise ValueError(f"Weights of {weight.path!r} are NaN: training has diverged. Use an earlier state.")
 
 
 def _refuse_wrapped(model: keras.Model) -> None:

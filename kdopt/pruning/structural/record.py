@@ -20,10 +20,12 @@ class LayerWidth:
     """The channels that one layer makes.
 
     Attributes:
-        layer: Path, names from the model down joined by `/`.
+        layer: Path, names from the model down joined by `/`; with the kernel and axis where a layer makes channels
+            of several kinds, such as the heads and widths of attention.
         before, after: Integers, how many channels.
-        frozen: Why (some of) them must stay; empty if all could go.
-        macs: (before, after), multiply-accumulates of the layer; `None` where they are not known.
+        frozen: Why (some of) them must stay, whatever the target; empty if all could go.
+        macs: (before, after), multiply-accumulates of the layer; `None` where they are not known, and in all but the
+            first row of a layer.
     """
 
     layer: str

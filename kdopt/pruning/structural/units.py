@@ -35,6 +35,7 @@ def units_of(
     criterion: str | Criterion,
     *,
     layers: Any = None,
+    exclude: Any = None,
     normalize: bool = True,
     data: Any = None,
     dead: np.ndarray | None = None,
@@ -50,7 +51,7 @@ def units_of(
         model: The model that was traced.
         graph: What was found.
         criterion: Name in `CRITERIA`, a `Criterion`, or `"mask"`: infinite for all but the dead ones.
-        layers: Which layers' channels may go; as in `GradualPruning`. `None`: all.
+        layers, exclude: Whose channels may go; as in `plan_channels`. The others are frozen in `graph`.
         normalize: Whether to divide by the group's mean, so that groups can be compared. Defaults to `True`.
         data: For a criterion that needs it.
         dead: Integer array, identities of channels with which nothing is lost, whatever the criterion says of them.
@@ -58,7 +59,9 @@ def units_of(
     Raises: ValueError if no channel may go.
     """
     found, skipped = find_kernels(model)
-    views = select(found, layers, skipped)
+    excluded = [] if exclude is None else select(found, list(exclude), skipped)
+    views = [view for view in select(found, layers, skipped) if not any(view is one for one in excluded)]
+    _freeze(graph, found, views, excluded)
     if criterion == "mask":
         table = _Table(graph)
         free = table.free({id(view.variable) for view in views})
@@ -68,16 +71,26 @@ def units_of(
     roots, groups = table.roots[free], table.groups()[free]
     if not roots.size:
         reasons = sorted(set(graph.labels.frozen().values()))[:3]
-        raise ValueError(
-            f"No channel of {model.name!r} may go"
-            f"{': ' + '; '.join(reasons) if reasons else ', or `layers` chose none that may'}."
-        )
+        raise ValueError(f"No channel of {model.name!r} may go: {'; '.join(reasons) or 'no layer makes any'}.")
     if normalize and criterion != "mask":
         means = np.bincount(groups, loss) / np.maximum(np.bincount(groups), 1)
         loss = loss / np.where(means == 0, 1, means)[groups]
     loss = np.where(np.isin(roots, [] if dead is None else dead), 0.0, loss)
     kinds = table.kinds(groups, np.flatnonzero(free))
     return [Unit(*one) for one in zip(roots.tolist(), groups.tolist(), loss.tolist(), kinds, strict=True)]
+
+
+def _freeze(graph: ChannelGraph, found: Sequence[Any], chosen: Sequence[Any], excluded: Sequence[Any]) -> None:
+    """Freezes what kernels make that were not chosen, and all that follows an excluded one."""
+    known, free, held = ({id(view.variable) for view in views} for views in (found, chosen, excluded))
+    for slot in graph.labels.slots():
+        key, name = id(slot.variable), graph.paths.get(id(slot.layer), slot.layer.name)
+        if key in held and slot.role != "reads":
+            graph.labels.freeze(slot.labels, f"{name!r} is excluded")
+        elif slot.role == "makes" and key not in free:
+            reason = "has a kernel without a score: give the layer a method get_prunable_weights()"
+            reason = reason if slot.variable.trainable else "has a kernel that is not trained (trainable=False)"
+            graph.labels.freeze(slot.labels, f"{name!r} {'is not among `layers`' if key in known else reason}")
 
 
 class _Table:
@@ -95,12 +108,12 @@ class _Table:
         return np.bincount(self._places[index], values, self.roots.size)
 
     def free(self, chosen: Collection[int]) -> np.ndarray:
-        """Whether each identity may go: not frozen, and made by chosen kernels alone."""
-        made, others = np.zeros((2, self.roots.size))
+        """Whether each identity may go: not frozen, and made by chosen kernels."""
+        made = np.zeros(self.roots.size, bool)
         for index, slot in enumerate(self.slots):
-            if slot.role == "makes":
-                (made if id(slot.variable) in chosen else others)[self._places[index]] = 1
-        return ~self._frozen & (made > 0) & (others == 0)
+            if slot.role == "makes" and id(slot.variable) in chosen:
+                made[self._places[index]] = True
+        return ~self._frozen & made
 
     def groups(self) -> np.ndarray:
         """A number for each identity, the same for those that are held by the same slots."""
