@@ -1,6 +1,7 @@
 """Moves of `keras.ops`."""
 
 import numpy as np
+from keras import layers as L
 from keras import ops
 from random_graphs import move
 from random_layers import ANY, SPATIAL, factors
@@ -69,6 +70,19 @@ def op_reshape(p, x):
     if None in target:
         raise ValueError("Keras cannot run it")
     return ops.reshape(x, (-1, *target))
+
+
+@move(*ANY)
+def into_the_batch(p, x):
+    """And back, or into halves of what there was."""
+    if None in x.shape[1:]:
+        raise ValueError("more than one open size")
+    target = p.one_of(x.shape[-1:], (x.shape[1] // 2, *x.shape[2:]), x.shape[2:], (x.shape[-1] // 2,))
+    if x.shape[1] * int(np.prod(x.shape[2:])) % int(np.prod(target)):
+        raise ValueError("not for every batch")
+    h = L.Dense(p.number(2, 6), activation="relu")(ops.reshape(x, (-1, *target)))
+    back = ops.reshape(h, (-1, int(np.prod(x.shape[1:])) // int(np.prod(target)), *target[:-1], h.shape[-1]))
+    return ops.reshape(back, (-1, *x.shape[1:-1], h.shape[-1])) if target[-1] == x.shape[-1] else back
 
 
 @move(*SPATIAL)

@@ -1,5 +1,6 @@
 """Channel rules of what acts on every channel alone, pools over space, or moves values around."""
 
+import math
 from typing import Any
 
 import keras
@@ -117,25 +118,43 @@ def reshaped(labels: Labels, layer: Any, flow: Flow, shape: tuple[int | None, ..
     """
     placed: dict[int, np.ndarray] = {}
     before, after = [1, *flow.shape[1:]], [1, *shape[1:]]
-    opened = [axis for axis, size in enumerate(before) if size is None]
+    opened, reopened = ([axis for axis, size in enumerate(sizes) if size is None] or [0] for sizes in (before, after))
+    known = len(opened) == len(reopened) == 1 and bool(opened[0]) == bool(reopened[0])
+    sizes, wanted = _balanced(before, after, opened[0], reopened[0])
     for axis in flow.labeled():
         label = flow.labels[axis]
         assert label is not None
-        if axis == 0 or len(opened) > 1 or after.count(None) > 1 or bool(opened) != (None in after):
+        if axis == 0 or not known:
             labels.freeze(label, f"{layer.name!r} changes a shape with open sizes")
             continue
-        sizes = [1 if size is None else size for size in before]
-        wanted = [-1 if size is None else size for size in after]
         numbers = np.broadcast_to(_along(np.arange(label.size), axis, len(sizes)), sizes).reshape(wanted)
         end = _last_varying(numbers)
-        if end in placed or after[end] is None:
+        if end in placed or end == reopened[0]:
             labels.freeze(label, f"{layer.name!r} lays two kinds of channels, or channels and space, along one axis")
+            continue
+        inside = axis > opened[0] and end > reopened[0]
+        alone = flow.shape[0] == shape[0] and math.prod(sizes[: opened[0]]) == math.prod(wanted[: reopened[0]])
+        if not inside and not (alone and axis < opened[0] and end < reopened[0]):
+            labels.freeze(label, f"{layer.name!r} moves it over an open size")
             continue
         columns = np.moveaxis(numbers, end, -1).reshape(-1, numbers.shape[end])
         made = label[columns[0]]
         labels.unite(label[columns], np.broadcast_to(made, columns.shape))
         placed[end] = made
     return flow.given(shape, dict(placed))
+
+
+def _balanced(
+    before: list[int | None], after: list[int | None], opened: int, reopened: int
+) -> tuple[list[int], list[int]]:
+    """Two shapes with the smallest open sizes, the batch's where there is no other, that hold as many values."""
+    one, other = (
+        [1 if axis == place else size or 1 for axis, size in enumerate(sizes)]
+        for sizes, place in ((before, opened), (after, reopened))
+    )
+    values, wanted = math.prod(one), math.prod(other)
+    one[opened], other[reopened] = wanted // math.gcd(values, wanted), values // math.gcd(values, wanted)
+    return one, other
 
 
 def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
