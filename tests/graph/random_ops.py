@@ -132,13 +132,17 @@ def get_item(p, x):
     size = x.shape[-1]
     keys = [np.s_[..., : p.number(1, size)], np.s_[:, None], np.s_[..., ::-1], np.s_[:, 0], np.s_[:, -1:], np.s_[...]]
     keys += [np.s_[:, 0:1], np.s_[..., None], np.s_[:, ::2], np.s_[..., p.number(0, size - 1)], np.s_[..., 1:]]
+    first, step = p.number(-size, size), p.number(1, 3)
+    keys += [np.s_[..., first::step], np.s_[..., :first], np.s_[..., first::-step], np.s_[:, 1:-1, ..., -first:-1:2]]
+    keys += [np.s_[..., :-first:step], np.s_[..., first % size : -1], np.s_[..., -1 - first % size]]
     return x[p.one_of(*keys)]
 
 
 @move(*ANY)
 def pad(p, x):
     widths = [(0, 0), *[(p.number(0, 1), p.number(0, 1)) for _ in x.shape[2:]], p.one_of((0, 0), (0, 0), (1, 0))]
-    return ops.pad(x, widths, mode=p.one_of("constant", "reflect" if 1 not in x.shape else "symmetric"))
+    mode = p.one_of("constant", "constant", "reflect" if 1 not in x.shape else "symmetric")
+    return ops.pad(x, widths, mode=mode, constant_values=p.one_of(None, 0.5) if mode == "constant" else None)
 
 
 @move(*SPATIAL)

@@ -216,18 +216,26 @@ def spatial(labels: Labels, operation: Any, call: Call) -> Flow:
 
 @channel_rule(knp.Pad)
 def pad(labels: Labels, operation: Any, call: Call) -> Flow:
+    """Numbers put beside channels are more channels, which must stay; mirrored ones depend on where the border is."""
+    found: dict[int, np.ndarray | None] = dict(enumerate(call.x.labels))
     for axis in call.x.labeled():
-        if call.x.shape[axis] != call.shape[axis]:
-            labels.freeze(call.x.labels[axis], f"{operation.name!r} pads it")
-    kept = {a: label for a, label in enumerate(call.x.labels) if call.x.shape[a] == call.shape[a]}
-    return call.x.given(call.shape, dict(kept))
+        label, widths = found[axis], operation.pad_width[axis if len(operation.pad_width) > 1 else 0]
+        if operation.mode == "constant" and label is not None and any(widths):
+            borders = [labels.fresh(width) for width in widths]
+            for border in borders:
+                labels.freeze(border, f"{operation.name!r} puts numbers beside channels")
+            found[axis] = np.concatenate([borders[0], label, borders[1]])
+        elif any(widths):
+            labels.freeze(label, f"{operation.name!r} pads it")
+            found[axis] = None
+    return call.x.given(call.shape, found)
 
 
 @channel_rule(knp.GetItem)
 def get_item(labels: Labels, operation: Any, call: Call) -> Flow:
-    """Whole axes pass, also beside ones that are cut; a cut through channels keeps them all."""
+    """Places along each axis; the key stays as it is, so that what its bounds count must stay, too."""
     key = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
-    parts = list(key) if isinstance(key, tuple) else [key]
+    parts = list(key) if isinstance(key, (tuple, list)) else [key]
     if not all(
         part is Ellipsis or part is None or (isinstance(part, (int, slice)) and not isinstance(part, bool))
         for part in parts
@@ -237,19 +245,39 @@ def get_item(labels: Labels, operation: Any, call: Call) -> Flow:
     named = sum(part is not None and part is not Ellipsis for part in parts)
     whole = [slice(None)] * (len(call.x.shape) - named)
     at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
-    parts = [*parts[:at], *whole, *parts[at + 1 :]]
+    along = iter(call.x.labels)
     kept: list[np.ndarray | None] = []
-    axis = 0
-    for part in parts:
-        if part is None:
-            kept.append(None)
-            continue
-        label = call.x.labels[axis]
-        if part == slice(None):
-            kept.append(label)
-        else:
-            labels.freeze(label, f"{operation.name!r} cuts through it")
-            if isinstance(part, slice):
-                kept.append(None)
-        axis += 1
+    for part in [*parts[:at], *whole, *parts[at + 1 :]]:
+        label = None if part is None else next(along)
+        if label is not None:
+            _keep_counted(labels, operation.name, label, part)
+        if not isinstance(part, int):
+            kept.append(None if label is None else label[part])
     return call.x.given(call.shape, dict(enumerate(kept)))
+
+
+def _keep_counted(labels: Labels, name: str, label: np.ndarray, part: Any) -> None:
+    """Freezes what a bound counts from its end; of a step's places all or none stay.
+
+    `[..., 3:]` needs the first three, `[..., :-3]` the last three, `[..., 1::2]` none, but pairs go together.
+    """
+    size = label.size
+    if isinstance(part, int):
+        counted = label[: part + 1] if part >= 0 else label[part:]
+        labels.freeze(counted, f"{name!r} counts places up to the one it takes")
+        return
+    start, stop, step = part.indices(size)
+    if step < 0 or start >= stop:
+        if part != slice(None, None, -1):
+            labels.freeze(label, f"{name!r} cuts through it")
+        return
+    first, last = part.start or 0, size if part.stop is None else part.stop
+    front = max(start // step * step if first > 0 else 0, stop if 0 <= last < size else 0)
+    back = size - min(start if -size < first < 0 else size, stop if last < 0 else size)
+    for counted in (label[:front], label[size - back :]):
+        labels.freeze(counted, f"{name!r} counts places up to where it cuts")
+    begin = start // step * step if first >= 0 else start
+    between = label[max(front, begin) : min(size - back, stop)]
+    for place in range(1, step):
+        ends = between[place::step]
+        labels.unite(between[::step][: ends.size], ends)
