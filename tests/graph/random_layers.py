@@ -143,7 +143,7 @@ def normalization(p, x):
 @move(*SPATIAL)
 def group_normalization(p, x):
     axis = p.one_of(-1, p.axis(x))
-    return L.GroupNormalization(p.one_of(-1, 1, 2, x.shape[axis]), axis=axis, scale=p.maybe())(x)
+    return L.GroupNormalization(p.one_of(-1, 1, 2, 3, x.shape[axis]), axis=axis, scale=p.maybe())(x)
 
 
 @move(*ANY)

@@ -218,7 +218,7 @@ def test_an_unknown_layer_freezes_what_goes_in_and_says_how_to_register_it():
         (L.LayerNormalization(name="n"), "'n' normalizes over it"),
         (L.Softmax(name="n"), "'n' mixes channels"),
         (L.Activation("softmax", name="n"), "the activation softmax of 'n' mixes channels"),
-        (L.GroupNormalization(2, name="n"), "'n' normalizes over groups of it"),
+        (L.GroupNormalization(1, name="n"), "'n' normalizes over it"),
         (L.Rescaling([1.0, 2, 3, 4, 5, 6], name="n"), "'n' has a number of its own for each channel"),
     ],
     ids=lambda value: type(value).__name__,

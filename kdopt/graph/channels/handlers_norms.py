@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.applications.convnext import LayerScale
 
 from kdopt.graph.channels.labels import Flow, Labels
@@ -48,14 +49,18 @@ def over_channels(labels: Labels, layer: Any, call: Call) -> Flow:
 
 @channel_rule(L.GroupNormalization)
 def group_normalization(labels: Labels, layer: Any, call: Call) -> Flow:
-    """With one channel a group every channel is normalized alone; larger groups must stay."""
+    """Groups do not know of each other: the channels of one stay or go together. A single group is as a layer's."""
     axis = layer.axis
     label = call.x.labels[axis]
     for other in call.x.labeled():
         if other != axis % len(call.x.shape):
             labels.freeze(call.x.labels[other], f"{layer.name!r} normalizes over it")
-    if layer.groups not in (-1, call.x.shape[axis]):
-        labels.freeze(label, f"{layer.name!r} normalizes over groups of it")
+    if layer.groups == 1 < call.x.shape[axis]:
+        if not labels.cut_normalized_axes:
+            labels.freeze(label, f"{layer.name!r} normalizes over it")
+    elif label is not None:
+        each = label.reshape(layer.groups, -1)
+        labels.unite(each, np.broadcast_to(each[:, :1], each.shape))
     for variable in (layer.gamma, layer.beta):
         labels.follows(layer, variable, 0, label)
     return call.x
@@ -63,8 +68,8 @@ def group_normalization(labels: Labels, layer: Any, call: Call) -> Flow:
 
 @resize_rule(L.GroupNormalization)
 def _group_normalization(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
-    alone = layer.groups in (-1, layer.input_spec.axes[layer.axis])
-    return {"groups": outputs[0][layer.axis] if alone else layer.groups}
+    together = layer.input_spec.axes[layer.axis] // layer.groups
+    return {"groups": 1 if layer.groups == 1 else outputs[0][layer.axis] // together}
 
 
 @channel_rule(L.Normalization)

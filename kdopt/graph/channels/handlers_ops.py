@@ -36,6 +36,7 @@ _REDUCE = _classes(
     "Mean Sum Max Min Amax Amin Prod Var Std Any All Median Argmax Argmin CountNonzero Average Nanmean Nansum Nanmax "
     "Nanmin",
 )
+_STATISTICS = (knp.Mean, knp.Var, knp.Std)  # of fewer channels they are about as large
 
 
 @channel_rule(knp.Clip)
@@ -73,7 +74,8 @@ def reduce(labels: Labels, operation: Any, call: Call) -> Flow:
     axes = operation.axis
     axes = [a % rank for a in (range(rank) if axes is None else axes if isinstance(axes, (list, tuple)) else [axes])]
     for axis in axes:
-        labels.freeze(call.x.labels[axis], f"{operation.name!r} sums over it")
+        if not (labels.cut_normalized_axes and isinstance(operation, _STATISTICS)):
+            labels.freeze(call.x.labels[axis], f"{operation.name!r} sums over it")
     if len(call.flows) > 1:
         freeze_all(labels, call, f"{operation.name!r} takes weights")
         return Flow.plain(call.shape)
@@ -197,7 +199,8 @@ def matmul(labels: Labels, operation: Any, call: Call) -> Flow:
 @channel_rule(nn.Softmax, nn.LogSoftmax)
 def softmax(labels: Labels, operation: Any, call: Call) -> Flow:
     for axis in operation.axis if isinstance(operation.axis, (list, tuple)) else [operation.axis]:
-        labels.freeze(call.x.labels[-1 if axis is None else axis], f"{operation.name!r} mixes channels")
+        if not labels.cut_normalized_axes:
+            labels.freeze(call.x.labels[-1 if axis is None else axis], f"{operation.name!r} mixes channels")
     return call.x
 
 

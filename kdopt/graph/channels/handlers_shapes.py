@@ -34,7 +34,8 @@ def activation(labels: Labels, layer: Any, call: Call) -> Flow:
 def softmax(labels: Labels, layer: Any, call: Call) -> Flow:
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     for axis in axes:
-        labels.freeze(call.x.labels[axis], f"{layer.name!r} mixes channels")
+        if not labels.cut_normalized_axes:
+            labels.freeze(call.x.labels[axis], f"{layer.name!r} mixes channels")
     return call.x
 
 
