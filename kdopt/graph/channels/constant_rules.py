@@ -7,34 +7,42 @@ from typing import Any
 import keras
 import numpy as np
 from keras.src.applications.convnext import LayerScale
-from keras.src.ops import core
+from keras.src.ops import core, image, nn
 from keras.src.ops import numpy as knp
 
 from kdopt.graph.channels.activations import is_elementwise
 from kdopt.graph.channels.handlers_ops import _UNARY
 from kdopt.graph.channels.handlers_weights import kernel_of
-from kdopt.graph.channels.labels import Slot
+from kdopt.graph.channels.labels import Flow, Slot
 from kdopt.graph.channels.rules import Call
 
 L = keras.layers
 Rule = Callable[[Any, Call, np.ndarray], np.ndarray | None]  # (Constants, call, labels of the output) -> its constants
-_FUNCTIONS = (*_UNARY, L.ReLU, L.LeakyReLU, L.ELU, L.Activation)
+_FUNCTIONS = (*_UNARY, knp.Clip, L.ReLU, L.LeakyReLU, L.ELU, L.Activation)
 _MOVES = (
     *(L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.GaussianDropout, L.GaussianNoise),
     *(L.AlphaDropout, L.ActivityRegularization, L.Identity, L.Permute, L.RepeatVector, L.Flatten, L.Reshape),
     *(L.MaxPooling1D, L.MaxPooling2D, L.MaxPooling3D, L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D),
     *(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAveragePooling3D),
     *(L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D),
-    *(L.Cropping1D, L.Cropping2D, L.Cropping3D, L.UpSampling1D, L.UpSampling3D, L.Concatenate),
+    *(L.Cropping1D, L.Cropping2D, L.Cropping3D, L.CenterCrop, L.Concatenate),
+    *(L.UpSampling1D, L.UpSampling2D, L.UpSampling3D),
     *(knp.Reshape, knp.Transpose, knp.Swapaxes, knp.Moveaxis, knp.ExpandDims, knp.Squeeze, knp.Concatenate),
-    *(knp.Split, knp.Flip, core.StopGradient),
+    *(knp.Split, knp.Flip, knp.Ravel, knp.Stack, knp.GetItem, core.StopGradient, nn.MaxPool, nn.AveragePool),
+    *(knp.Mean, knp.Amax, knp.Amin, knp.Median, knp.Nanmean, knp.Nanmax, knp.Nanmin),
+)
+_ZEROS_STAY = (
+    *(L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D, L.PReLU, LayerScale, L.UnitNormalization),
+    *(knp.Sum, knp.Nansum, knp.Prod, knp.Std, knp.Var, knp.CountNonzero),
 )
 _SUMS: dict[Any, Callable[..., Any]] = {
     **{L.Add: sum, L.Average: lambda v: sum(v) / len(v), L.Multiply: lambda v: _product(v)},
     **{L.Subtract: lambda v: v[0] - v[1], L.Maximum: lambda v: np.max(v, 0), L.Minimum: lambda v: np.min(v, 0)},
     **{knp.Add: sum, knp.Multiply: lambda v: _product(v), knp.Subtract: lambda v: v[0] - v[1]},
     **{knp.Maximum: lambda v: np.max(v, 0), knp.Minimum: lambda v: np.min(v, 0)},
+    **{knp.Divide: lambda v: v[0] / v[1], knp.TrueDivide: lambda v: v[0] / v[1], knp.Power: lambda v: v[0] ** v[1]},
 }
+_NUMBERS = (int, float, np.number)
 _RECURRENT = (L.SimpleRNN, L.LSTM, L.GRU)
 SUMS, ROWS = (L.Add, knp.Add), (L.Concatenate, knp.Concatenate)
 
@@ -107,16 +115,35 @@ def _zero_stays(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray:
     return np.where(values == 0, values, np.nan)
 
 
+def _borders(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
+    """What is put around places is the same number, or places again."""
+    operation, values = call.operation, _moves(constants, call, labels)
+    if isinstance(operation, knp.Pad):
+        border = call.kwargs.get("constant_values", call.args[1] if len(call.args) > 1 else None)
+        border, padded = 0.0 if border is None else border, operation.mode == "constant"
+        if not isinstance(border, _NUMBERS):
+            return None
+    else:
+        border, padded = operation.fill_value, operation.pad_to_aspect_ratio
+    return np.where(values == border, values, np.nan) if padded else values
+
+
+def _largest(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
+    """The largest or smallest of equal numbers is that number, if no other is compared with them."""
+    return _moves(constants, call, labels) if call.operation.initial is None else None
+
+
 def _group_norm(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
-    """A constant channel that is normalized alone has nothing but its shift."""
+    """Constants of a group have a mean and a variance; one that is normalized alone has nothing but its shift."""
     layer = call.operation
-    if layer.groups not in (-1, call.x.shape[layer.axis]) or not all(
-        constants.follows(variable, labels) for variable in (layer.gamma, layer.beta)
-    ):
+    follows = all(constants.follows(variable, labels) for variable in (layer.gamma, layer.beta))
+    if call.x.labels[layer.axis] is None or not follows:
         return None
-    beta = constants.value(layer.beta)
-    known = np.where(np.isnan(constants.at(call.x, labels)), np.nan, 0.0)
-    return known if beta is None else known + beta
+    gamma, beta = constants.value(layer.gamma), constants.value(layer.beta)
+    each = constants.at(call.x, labels).reshape(layer.groups, -1)
+    scale = np.sqrt(each.var(1, keepdims=True) + layer.epsilon) ** -1
+    made = ((each - each.mean(1, keepdims=True)) * scale).reshape(-1) * (1 if gamma is None else gamma)
+    return made if beta is None else made + beta
 
 
 def _makes(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
@@ -161,7 +188,7 @@ def _norm(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
 
 def _function(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
     operation = call.operation
-    if len(call.flows) != 1 or not (isinstance(operation, tuple(_UNARY)) or is_elementwise(operation)):
+    if len(call.flows) != 1 or not (isinstance(operation, (*_UNARY, knp.Clip)) or is_elementwise(operation)):
         return None
     return _applied(operation.call, constants.at(call.x, labels))
 
@@ -184,11 +211,14 @@ def _moves(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray:
 
 
 def _sums(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
-    numbers = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not None]
-    if len(numbers) != len(call.flows):
+    """Of tensors and numbers; an array has a number of its own for each place."""
+    operands = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if leaf is not None]
+    if not all(isinstance(one, (Flow, *_NUMBERS)) for one in operands):
         return None
-    values = _SUMS[type(call.operation)]([constants.at(flow, labels) for flow in call.flows])
-    return np.asarray(values, "float64")
+    values = [constants.at(one, labels) if isinstance(one, Flow) else np.full(labels.size, one) for one in operands]
+    with np.errstate(all="ignore"):
+        made = np.asarray(_SUMS[type(call.operation)](values), "float64")
+    return np.where(np.isfinite(made), made, np.nan)
 
 
 def _product(values: list[np.ndarray]) -> np.ndarray:
@@ -217,7 +247,9 @@ _RULES: dict[type, Rule] = {
     **dict.fromkeys(_FUNCTIONS, _function),
     L.Rescaling: _rescaling,
     **dict.fromkeys(_MOVES, _moves),
-    **dict.fromkeys((L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D, L.PReLU, LayerScale), _zero_stays),
+    **dict.fromkeys(_ZEROS_STAY, _zero_stays),
+    **dict.fromkeys((knp.Max, knp.Min), _largest),
+    **dict.fromkeys((knp.Pad, L.Resizing, image.Resize), _borders),
     **dict.fromkeys(_RECURRENT, _recurrent),
     L.Bidirectional: _bidirectional,
     L.Embedding: _embedding,
