@@ -40,13 +40,20 @@ def copy_assets(own: keras.layers.Layer, other: keras.layers.Layer) -> None:
             other.load_assets(folder)
 
 
+def _uncompiled(config: Any) -> Any:
+    """A config without how the model, and those in it, are compiled."""
+    if isinstance(config, dict):
+        return {name: _uncompiled(value) for name, value in config.items() if name != "compile_config"}
+    return [_uncompiled(value) for value in config] if isinstance(config, list) else config
+
+
 def _same_kind(model: keras.Model) -> keras.Model:
     if isinstance(model, keras.Sequential) or type(model) is keras.Model:
         return keras.models.clone_model(model)
     try:
         classes = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
         own = {name: cls for name, cls in classes.items() if not cls.__module__.startswith("keras.")}
-        config: Any = keras.saving.serialize_keras_object(model)
+        config = _uncompiled(keras.saving.serialize_keras_object(model))
         copied = keras.saving.deserialize_keras_object(config, custom_objects=own, safe_mode=False)
         if not copied.built:
             copied.build_from_config(model.get_build_config())

@@ -193,6 +193,8 @@ def _count_traced(layer: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
     calls: list[Call] = []
     try:
         outputs = _enter(layer, (), calls, args, kwargs)
+        if _open_shapes(outputs):  # attention loses the length that its `compute_output_spec` knows
+            outputs = layer.compute_output_spec(*args, **kwargs)
         return _total(calls), outputs
     except UnknownMacs:
         if layer.weights or not _of_keras(layer):

@@ -109,7 +109,8 @@ class _Cut:
             if [value.shape for value in values] != [tuple(target.shape) for target in new.weights]:
                 raise TypeError(
                     f"{old.name!r} ({type(old).__name__}) made again from its config has other weights: a class needs "
-                    "a `get_config` that says all, and a @kdopt.graph.resize_rule if its size is an argument; a "
+                    "a `get_config` that says all, a @kdopt.graph.channel_rule that names all Variables with "
+                    "channels, and a @kdopt.graph.resize_rule if its size is an argument; a "
                     "quantized layer, or one with LoRA weights, is to be shrunk before that."
                 )
             for value, target in zip(values, new.weights, strict=True):

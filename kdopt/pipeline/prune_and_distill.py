@@ -46,6 +46,7 @@ def prune_and_distill(
     callbacks: Callable[[int], Sequence[keras.callbacks.Callback]] | None = None,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    recalibrate: Any = True,
     **options: Any,
 ) -> IterationReport:
     """Prunes a student a little, trains it on labels and teacher with its zeros held, and again.
@@ -78,7 +79,9 @@ def prune_and_distill(
         seed: Integer >= 0; Python, NumPy and Keras are seeded with `seed + r` at the beginning of round r, so that a
             continued run is like an undisturbed one. Defaults to `0`.
         folder: As in `iterative`: the same call continues there.
-        **options: Others of `iterative`: `target`, `patience`, `min_delta`, `rewind`, `rewind_to`, `recalibrate`,
+        recalibrate: Data from which the statistics of BatchNormalization are estimated after each round, as in
+            `reestimate_batch_norm`; or `False`. Defaults to `True`: the inputs of `train_data`.
+        **options: Others of `iterative`: `target`, `patience`, `min_delta`, `rewind`, `rewind_to`,
             `robustness_metric`, `custom_objects`, `progress`.
 
     Returns: `IterationReport`; its models are compiled with `loss` and `metric`.
@@ -113,6 +116,7 @@ def prune_and_distill(
         )
     own.check_sparsity(sparsity)
     training.check(student)
+    recalibrate = training.recalibration(recalibrate, student)
     if scorer.needs != "weights" and criterion_data is None:
         raise ValueError(f"The criterion {name_of(scorer.inner)} needs samples: pass `criterion_data=`, e.g. (x, y).")
 
@@ -148,7 +152,17 @@ def prune_and_distill(
         "seed": seed,
     }
     start = training.compiled(copy_model(student))
-    return iterative(start, compress, train, rounds, evaluate=evaluate, folder=folder, settings=settings, **options)
+    return iterative(
+        start,
+        compress,
+        train,
+        rounds,
+        evaluate=evaluate,
+        folder=folder,
+        settings=settings,
+        recalibrate=recalibrate,
+        **options,
+    )
 
 
 def round_sparsities(sparsity: float, rounds: int) -> list[float]:

@@ -43,6 +43,7 @@ def shrink_and_distill(
     callbacks: Callable[[int], Sequence[keras.callbacks.Callback]] | None = None,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    recalibrate: Any = True,
     **options: Any,
 ) -> IterationReport:
     """Removes some channels of a student, trains it on labels and teacher, and again.
@@ -71,7 +72,9 @@ def shrink_and_distill(
         channels: Other arguments of `plan_channels` as a dict, e.g. `{"scope": "layer", "round_to": 8}`. Layers in it
             by name, class or regular expression: those of a round are others than the student's.
         distill, batch_size, callbacks, seed, folder: As in `prune_and_distill`.
-        **options: Others of `iterative`: `target`, `patience`, `min_delta`, `recalibrate`, `robustness_metric`,
+        recalibrate: Data from which the statistics of BatchNormalization are estimated after each round, as in
+            `reestimate_batch_norm`; or `False`. Defaults to `True`: the inputs of `train_data`.
+        **options: Others of `iterative`: `target`, `patience`, `min_delta`, `robustness_metric`,
             `custom_objects`, `progress`.
 
     Returns: `IterationReport`; its `model` is that of the last round, which meets the target, `best_model` the smallest
@@ -98,7 +101,7 @@ def shrink_and_distill(
     if len(named) != 1:
         raise ValueError(f"Give one target of {', '.join(given)}, e.g. macs=0.5; got {named or 'none'}.")
     ((name, share),) = named.items()
-    ours = {"model", "compress", "train", "rounds", "evaluate", "folder", "settings"}
+    ours = {"model", "compress", "train", "rounds", "evaluate", "folder", "settings", "recalibrate"}
     if unknown := set(options) - (set(inspect.signature(iterative).parameters) - ours):
         raise TypeError(
             f"shrink_and_distill has no {', '.join(map(repr, sorted(unknown)))}. Arguments of `plan_channels` go into "
@@ -120,6 +123,7 @@ def shrink_and_distill(
         teacher, train_data, check_integer("epochs", epochs), optimizer, loss, metric, distill, batch_size, callbacks
     )
     training.check(student)
+    recalibrate = training.recalibration(recalibrate, student)
     start = training.compiled(copy_model(student))
     if scorer.needs != "weights" and criterion_data is None:
         raise ValueError(f"The criterion {name_of(scorer)} needs samples: pass `criterion_data=`, e.g. (x, y).")
@@ -149,4 +153,14 @@ def shrink_and_distill(
         "batch_size": batch_size,
         "seed": seed,
     }
-    return iterative(start, compress, train, rounds, evaluate=evaluate, folder=folder, settings=kept, **options)
+    return iterative(
+        start,
+        compress,
+        train,
+        rounds,
+        evaluate=evaluate,
+        folder=folder,
+        settings=kept,
+        recalibrate=recalibrate,
+        **options,
+    )

@@ -8,6 +8,7 @@ import keras
 
 from kdopt.core.copying import copy_model
 from kdopt.core.kernels import find_kernels
+from kdopt.core.norms import reestimate_batch_norm
 from kdopt.distillation.distiller import Distiller
 from kdopt.pruning.metrics import Measure, metric_of
 from kdopt.pruning.run import sparsity
@@ -50,6 +51,24 @@ class Training:
         Raises: ValueError, TypeError.
         """
         self._distiller(copy_model(student))
+
+    def recalibration(self, given: Any, student: keras.Model) -> Any:
+        """Data for the statistics of BatchNormalization after each round; `None` for none.
+
+        Args:
+            given: `True`: the inputs of the training data, where the student has such layers; `False` or `None`: none;
+                or the data.
+            student: It tells now whether they can be used.
+
+        Raises: ValueError, TypeError.
+        """
+        if given is None or given is False:
+            return None
+        if given is not True:
+            reestimate_batch_norm(copy_model(student), given, batches=1)
+            return given
+        normed = any(isinstance(layer, keras.layers.BatchNormalization) for layer in student._flatten_layers())
+        return (self._data[0] if isinstance(self._data, tuple) else self._data) if normed else None
 
     def compiled(self, model: keras.Model) -> keras.Model:
         """The model itself, compiled with a new optimizer."""

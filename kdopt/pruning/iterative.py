@@ -107,6 +107,8 @@ def iterative(
     rule.check(evaluate)
     early = _check_rewind(model, rewind, rewind_to)
     _check_functions(compress, train, evaluate, robustness_metric)
+    if isinstance(recalibrate, bool):
+        raise TypeError(f"`recalibrate` must be data, or None; got {recalibrate}.")
     if recalibrate is not None and not any(
         isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers()
     ):
@@ -151,7 +153,11 @@ class _Work:
         kernels = find_kernels(model)[0]
         zeros = sparsity(kernels) if kernels else None
         counts = measure.parameters(model), measure.nonzero(model)
-        return Round(number, zeros, *counts, value, extra, time.perf_counter() - began)
+        try:
+            work = measure.macs(model)
+        except ValueError:  # an open input shape, or a layer nobody can count
+            work = None
+        return Round(number, zeros, *counts, value, extra, time.perf_counter() - began, work)
 
 
 class _Loop:

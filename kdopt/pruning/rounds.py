@@ -28,6 +28,7 @@ class Round:
         value: Float, what `evaluate` gave; `None` without it.
         robustness: Float, the mean under corruptions; `None` without `robustness_metric`.
         seconds: Float, wall time of compressing, training and measuring.
+        macs: Integer, multiply-accumulates of one sample; `None` where they are not known.
     """
 
     number: int
@@ -37,12 +38,14 @@ class Round:
     value: float | None
     robustness: float | None
     seconds: float
+    macs: int | None = None
 
     def __str__(self) -> str:
         zeros = "" if self.sparsity is None else f"  sparsity {self.sparsity:.4f}"
         value = "" if self.value is None else f"  metric {self.value:.4f}"
         robust = "" if self.robustness is None else f"  under corruptions {self.robustness:.4f}"
-        return f"round {self.number:>2}{zeros}  {self.nonzero:>11,} weights{value}{robust}  {self.seconds:.1f} s"
+        work = "" if self.macs is None else f"  {self.macs:>13,} MACs"
+        return f"round {self.number:>2}{zeros}  {self.nonzero:>11,} weights{work}{value}{robust}  {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)

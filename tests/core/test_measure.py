@@ -255,3 +255,10 @@ def test_call_macs_of_one_layer():
     layer = layers.Dense(3)
     layer.build((1, 4))
     assert call_macs(layer, keras.KerasTensor((1, 4))) == 12
+
+
+def test_a_layer_behind_attention_is_counted():
+    x = keras.Input((7, 16))
+    model = keras.Model(x, keras.layers.Dense(3)(keras.layers.MultiHeadAttention(4, 2)(x, x)))
+    projections, products = 4 * 7 * 16 * 8, 2 * 7 * 7 * 8
+    assert measure.macs(model) == projections + products + 7 * 16 * 3

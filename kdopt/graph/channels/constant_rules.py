@@ -14,7 +14,7 @@ from kdopt.graph.channels.activations import is_elementwise
 from kdopt.graph.channels.handlers_ops import _UNARY
 from kdopt.graph.channels.handlers_weights import kernel_of
 from kdopt.graph.channels.labels import Flow, Slot
-from kdopt.graph.channels.rules import Call
+from kdopt.graph.channels.rules import Call, keeps_zeros
 
 L = keras.layers
 Rule = Callable[[Any, Call, np.ndarray], np.ndarray | None]  # (Constants, call, labels of the output) -> its constants
@@ -49,7 +49,7 @@ SUMS, ROWS = (L.Add, knp.Add), (L.Concatenate, knp.Concatenate)
 
 def rule_of(operation: Any) -> Rule | None:
     """The rule of a layer or operation, by its very class; `None` where nothing is known."""
-    return _RULES.get(type(operation))
+    return _RULES.get(type(operation)) or (_zero_stays if keeps_zeros(operation) else None)
 
 
 def inside(constants: Any, call: Call, slot: Slot) -> np.ndarray | None:

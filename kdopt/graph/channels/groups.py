@@ -167,6 +167,8 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
         found.paths.setdefault(id(layer), name)
     rule = rule_of(operation) or unknown
     made = rule(found.labels, operation, call)
+    if not all(isinstance(flow, Flow) for flow in (made if isinstance(made, list) else [made])):
+        raise TypeError(f"The channel_rule of {type(operation).__name__} must return a Flow, or a list; got {made!r}.")
     outputs = [replace(flow) for flow in (made if isinstance(made, list) else [made])]  # each a tensor of its own
     if found.outputs[id(operation)] and resize_of(operation) is not None:
         _go_together(found.labels, operation, found.outputs[id(operation)][0], outputs)

@@ -47,27 +47,38 @@ _RULES: dict[type, Rule] = {}
 _RESIZES: dict[type, Resize] = {}
 
 
-def channel_rule(*classes: type) -> Callable[[Rule], Rule]:
+_KEEPS_ZEROS: set[type] = set()
+
+
+def channel_rule(*classes: type, keeps_zeros: bool = False) -> Callable[[Rule], Rule]:
     """Decorator: what calls of a layer class do with channels.
 
     The rule is called as `rule(labels, layer, call)` and returns the `Flow` of the output (a list for several). It
     says with `labels.makes`, `labels.reads` and `labels.follows` which axes of the layer's Variables hold channels,
     with `labels.unite` which go together, and with `labels.freeze` which must stay. It holds for subclasses that keep
-    `call`. A layer whose size is an argument of its constructor needs a `resize_rule`, too.
+    `call`. A layer whose size is an argument of its constructor needs a `resize_rule`, too; one that makes channels
+    with kernels of its own a method `get_prunable_weights()`, the list of these Variables, for criteria to score.
 
     Args:
         *classes: `keras.layers.Layer` classes, or classes of `keras.ops` operations.
+        keeps_zeros: Whether a channel that is zero everywhere comes out as zero, so that channels which training made
+            zero can go (`criterion="mask"`). Defaults to `False`: they stay.
+
+    Raises: TypeError for what is no class; when a model is traced, for a rule that returns no `Flow`.
 
     Example:
     ```
-    @channel_rule(MyScale)       # one weight a channel
+    @channel_rule(MyScale, keeps_zeros=True)       # one weight a channel
     def my_scale(labels, layer, call):
         labels.follows(layer, layer.scale, 0, call.x.at(-1))
         return call.x
     ```
     """
 
+    _check_classes("channel_rule", classes)
+
     def add(rule: Rule) -> Rule:
+        _KEEPS_ZEROS.update(classes if keeps_zeros else ())
         _RULES.update(dict.fromkeys(classes, rule))
         return rule
 
@@ -88,11 +99,23 @@ def resize_rule(*classes: type) -> Callable[[Resize], Resize]:
     ```
     """
 
+    _check_classes("resize_rule", classes)
+
     def add(rule: Resize) -> Resize:
         _RESIZES.update(dict.fromkeys(classes, rule))
         return rule
 
     return add
+
+
+def _check_classes(name: str, classes: tuple[Any, ...]) -> None:
+    if not classes or not all(isinstance(one, type) for one in classes):
+        raise TypeError(f"Write @{name}(MyLayer), with one class or several; got {classes}.")
+
+
+def keeps_zeros(operation: Any) -> bool:
+    """Whether a user's rule says so."""
+    return _known(operation, dict.fromkeys(_KEEPS_ZEROS)) is not None
 
 
 def extended(operation: Any) -> bool:
@@ -136,7 +159,10 @@ def renewed(operation: Any, size: Callable[[keras.Variable], tuple[int, ...]], o
     for key in {"activation", "recurrent_activation"} & set(config):
         if inspect.isfunction(function := getattr(operation, key, None)):
             config[key] = function  # a user's own one cannot be made from a config
-    return type(operation).from_config({**config, **(rule(operation, size, outputs) if rule else {})})
+    changed = rule(operation, size, outputs) if rule else {}
+    if not isinstance(changed, dict):
+        raise TypeError(f"The resize_rule of {type(operation).__name__} must return a dict; got {changed!r}.")
+    return type(operation).from_config({**config, **changed})
 
 
 def _copied(operation: Any) -> Any:

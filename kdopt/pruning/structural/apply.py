@@ -1,5 +1,6 @@
 """A plan carried out: a new model, proven to be the old one without the channels."""
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdopt.core.measure import parameters
 from kdopt.core.notices import warn_user
 from kdopt.graph.channels.dead import dead_channels
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
@@ -28,26 +30,40 @@ def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> ker
     dtype policies and input and output names stay; compiled as `model` is, with a new optimizer.
 
     Args:
-        model: The model the plan was made for (its weights may have changed since); left as it is.
+        model: The model the plan was made for; left as it is. Its weights may have changed since, if what was dead
+            still is.
         plan: Of `plan_channels`.
         check: Whether to compare it, on random inputs, with `model` in which the kernels that read the removed channels
             have zeros there; but for dead channels, without which the model is as it was. Defaults to `True`; costs two
             forward passes.
 
     Returns: new `keras.Model`.
-    Raises: ValueError for a plan of another model; RuntimeError if the comparison fails, which is a defect of a channel
-        rule.
+    Raises: ValueError for a plan of another model, or of weights of which others were dead; TypeError for a model with
+        a layer that cannot be made again from its config; RuntimeError if the comparison fails, which is a defect of a
+        channel rule.
 
     Example:
     ```
     small = apply_plan(model, plan_channels(model, macs=0.5))
     ```
     """
+    if not isinstance(plan, ChannelPlan):
+        raise TypeError(f"`plan` must be a ChannelPlan, e.g. ChannelPlan.load(path); got {type(plan).__name__}.")
     plan.check(model)
     graph = trace_channels(model, allow_normalized_axes=plan.normalized)
     removed = _identities(model, plan, graph)
     dead = dead_channels(model, graph)
+    if (count := int(np.isin(dead.roots, removed).sum())) < plan.dead:
+        raise ValueError(
+            f"With {plan.dead} of the channels that go nothing was lost when the plan was made; in {model.name!r} as "
+            f"it is now that holds for {count}. Make a new plan for these weights."
+        )
     small = without(model, graph, removed, dead.folds(removed), plan.branches)
+    if (count := parameters(small)) != plan.parameters[1]:
+        raise ValueError(
+            f"The plan leaves {plan.parameters[1]:,} parameters, but of {model.name!r} as it is now {count:,} would be "
+            "left: branches that may go are others. Make a new plan for these weights."
+        )
     if check:
         _compare(model, small, graph, np.setdiff1d(removed, dead.roots), plan.normalized)
     return small
@@ -61,6 +77,7 @@ def prune_channels(model: keras.Model, **arguments: Any) -> tuple[keras.Model, C
         **arguments: Those of `plan_channels`, and `check` of `apply_plan`.
 
     Returns: (smaller model, plan).
+    Raises: What these do.
 
     Example:
     ```
@@ -68,8 +85,21 @@ def prune_channels(model: keras.Model, **arguments: Any) -> tuple[keras.Model, C
     ```
     """
     check = arguments.pop("check", True)
+    if unknown := set(arguments) - set(inspect.signature(plan_channels).parameters):
+        raise TypeError(f"prune_channels has no argument {', '.join(map(repr, sorted(unknown)))}.")
     plan = plan_channels(model, **arguments)
     return apply_plan(model, plan, check), plan
+
+
+def _signature() -> inspect.Signature:
+    """That of `plan_channels`, and `check`."""
+    signature = inspect.signature(plan_channels)
+    check = inspect.Parameter("check", inspect.Parameter.KEYWORD_ONLY, default=True, annotation=bool)
+    returns = tuple[keras.Model, ChannelPlan]
+    return signature.replace(parameters=[*signature.parameters.values(), check], return_annotation=returns)
+
+
+prune_channels.__signature__ = _signature()  # type: ignore[attr-defined]  # what `help` shows
 
 
 def _identities(model: keras.Model, plan: ChannelPlan, graph: ChannelGraph) -> np.ndarray:

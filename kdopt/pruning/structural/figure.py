@@ -17,6 +17,8 @@ def plot_channels(plan: ChannelPlan) -> Any:
     Returns: `matplotlib.figure.Figure`: `figure.savefig("plan.png")` writes it.
     Raises: ImportError without matplotlib.
     """
+    if not isinstance(plan, ChannelPlan):
+        raise TypeError(f"`plan` must be a ChannelPlan; got {type(plan).__name__}.")
     names = [layer.layer for layer in plan.layers]
     size = (3.5 + 0.075 * max(map(len, names)) + 3, 1.2 + 0.24 * len(names))
     figure = require("matplotlib.figure", extra="report").Figure(figsize=size, layout="constrained")

@@ -75,7 +75,8 @@ def plan_channels(
             divided by their group's mean no group goes as a whole. Defaults to `1`.
         round_to: Integer >= 1: what stays of a group is a multiple of it, or all. Or a target, `"arm"` (8) or
             `"avx512"` (32), which computes that many channels at a time; `measure_round_to` finds it for a device.
-        layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all.
+        layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all that are trained; those of layers
+            with `trainable=False` stay.
         exclude: List of layers, names, classes, regular expressions: whose channels stay.
         normalize: Whether scores are divided by their group's mean; without it some layers may keep single channels.
             Defaults to `None`: yes, but with `scope="isomorphic"`.
@@ -99,11 +100,13 @@ def plan_channels(
         "DepGraph: Towards Any Structural Pruning", CVPR 2023; for `"isomorphic"`: Fang et al., "Isomorphic Pruning for
         Vision Models", ECCV 2024.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a built keras.Model; got {type(model).__name__}.")
     check_one_of("scope", scope, ("global", "layer", "isomorphic"))
     check_integer("minimum", minimum, minimum=0)
     multiple = checked_round_to(round_to)
     given = dict(zip(TARGETS, (channels, parameters, macs, size_bytes, latency), strict=True))
-    target = _checked_target(given, criterion, latency_of)
+    target = _checked_target(given, criterion, latency_of, data)
     _refuse_wrapped(model)
     _refuse_nan(model)
     graph = trace_channels(model, allow_normalized_axes=allow_normalized_axes)
@@ -124,22 +127,29 @@ def plan_channels(
     ranking = Ranking(units, scope, least_of(units, minimum, left), multiple)
     costs = Costs(model, graph, left, input_shape, branches=not minimum)
 
+    cost = None if target is None else _cost_of(target[0], costs, ranking, build, latency_of)
+
     def choose() -> np.ndarray:
-        if target is None:
-            return ranking.dead()
-        return _search(ranking, _cost_of(target[0], costs, ranking, build, latency_of), *target, graph)
+        return ranking.dead() if target is None or cost is None else _search(ranking, cost, *target, graph)
 
     removed = choose()
     while (found := left(removed)).refused:  # branches that could go, but not beside all others
         ranking.hold(found.emptied)
         removed = choose()
+    graph.labels.freeze(ranking.whole(), "`round_to` or `minimum` keeps all")
     made = _plan(model, graph, removed, costs, allow_normalized_axes)
-    return replace(made, dead=int(np.isin(dead.roots, removed).sum()), branches=not minimum)
+    dead_ones = int(np.isin(dead.roots, removed).sum())
+    met = None if target is None or cost is None else (target[0], cost(None), cost(removed))
+    return replace(made, dead=dead_ones, branches=not minimum, target=met)
 
 
-def _checked_target(given: dict[str, float | None], criterion: Any, latency_of: Any) -> tuple[str, float] | None:
+def _checked_target(
+    given: dict[str, float | None], criterion: Any, latency_of: Any, data: Any
+) -> tuple[str, float] | None:
     named = {name: value for name, value in given.items() if value is not None}
     if criterion == "mask":
+        if data is not None:
+            raise ValueError("criterion='mask' looks at the weights alone: leave `data` out.")
         if named:
             raise ValueError(
                 f"criterion='mask' takes the channels that are zero already, so a target has no meaning; got {named}."
@@ -166,7 +176,15 @@ def _cost_of(
         return lambda removed: len(ranking) - (0 if removed is None else len(removed))
     if name == "latency":
         assert latency_of is not None
-        return lambda removed: float(latency_of(build(removed)))
+        known: dict[bytes | None, float] = {}
+
+        def measured(removed: np.ndarray | None) -> float:
+            key = None if removed is None else removed.tobytes()
+            if key not in known:
+                known[key] = float(latency_of(build(removed)))
+            return known[key]
+
+        return measured
     return getattr(costs, name)
 
 
@@ -175,6 +193,7 @@ def _search(
 ) -> np.ndarray:
     """The fewest channels whose absence meets the target, by halving."""
     whole, nothing = cost(None), np.empty(0, int)
+    unit = ",.6g" if name == "latency" else ",.0f"
     limit = target * whole if target < 1 else target
     low, high = 0, len(ranking)
     if whole <= limit or cost(nothing) <= limit:
@@ -183,9 +202,10 @@ def _search(
     if least > limit:
         frozen = sorted(set(graph.labels.frozen().values()))
         raise ReachedError(
-            f"{name}={target:g} ({limit:,.0f} of {whole:,.0f}) cannot be reached: with all channels gone that may go, "
-            f"{least:,.0f} are left ({least / whole:.3f}). {ranking.held()}What stays: {'; '.join(frozen[:4])}. Use a "
-            "larger target, a smaller `minimum` or `round_to`, or fewer exclusions."
+            f"{name}={target:g} ({limit:{unit}} of {whole:{unit}}) cannot be reached: with all channels gone that may "
+            f"go, {least:{unit}} are left ({least / whole:.3f}). "
+            f"{'A fraction is below 1. ' if 1 <= target <= 100 else ''}{ranking.held()}What stays: "
+            f"{'; '.join(frozen[:4])}. Use a larger target, a smaller `minimum` or `round_to`, or fewer exclusions."
         )
     while high - low > 1:
         middle = (low + high) // 2
@@ -223,7 +243,9 @@ def _row(path: str, slot: Slot, own: Sequence[Slot]) -> str:
     """The path of a layer, and which of its kernels and axes, if it makes channels of several kinds."""
     if len(own) < 2:
         return path
-    kernel = "/".join(filter(None, (slot.layer.name if slot.layer.name not in path else "", slot.variable.name)))
+    last = path.split("/")[-1]
+    inner = (slot.layer.name, *slot.variable.path.split("/")[-2:])
+    kernel = next(name for name in inner if name != last)
     several = sum(one.variable is slot.variable for one in own) > 1
     return f"{path}: {kernel}" + (f" axis {slot.axis}" if several else "")
 

@@ -48,11 +48,16 @@ class Ranking:
 
     def hold(self, roots: np.ndarray) -> None:
         """Keeps one more channel for good: of some identities the one that is worth most."""
-        unit = next(u for u in reversed(self._order) if u.root in set(roots.tolist()) and u.score < np.inf)
+        held = set(roots.tolist())
+        unit = next((u for u in reversed(self._order) if u.root in held and u.score < np.inf), None)
+        if unit is None:
+            raise ValueError(
+                "With minimum=0 something would be left with nothing to read, which no channel can mend. Use minimum=1."
+            )
         self._order.remove(unit)
         self._order.append(replace(unit, score=np.inf))
-        held = sum(u.score == np.inf for u in self._order if u.group == unit.group)
-        self._least[unit.group] = max(self._least[unit.group], held)
+        count = sum(u.score == np.inf for u in self._order if u.group == unit.group)
+        self._least[unit.group] = max(self._least[unit.group], count)
         self._sort()
 
     def _sort(self) -> None:
@@ -60,6 +65,11 @@ class Ranking:
         for unit in self._order:
             self._groups[unit.group].append(unit)
             self._kinds[unit.kind].append(unit)
+
+    def whole(self) -> np.ndarray:
+        """Identities in the groups that `round_to` or `minimum` keep as they are."""
+        kept = [own for group, own in self._groups.items() if self._kept(group, 0) == len(own)]
+        return np.array([unit.root for own in kept for unit in own], int)
 
     def held(self) -> str:
         """A sentence on the groups that `round_to` or `minimum` keep as they are; empty if there is none."""

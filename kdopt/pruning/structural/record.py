@@ -35,7 +35,7 @@ class LayerWidth:
     macs: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelPlan:
     """Which channels go, from which Variables; made by `plan_channels`, carried out by `apply_plan`.
 
@@ -47,6 +47,7 @@ class ChannelPlan:
         normalized: Whether channels that a LayerNormalization averages over may go.
         branches: Whether layers go, too, that add nothing but a constant.
         dead: Integer, how many of the channels that go carried nothing but a constant.
+        target: (name, before, after) of what the target was set for, e.g. `("latency", 1.2, 0.6)`; `None` without one.
     """
 
     removed: tuple[tuple[int, int, tuple[int, ...]], ...]
@@ -57,6 +58,10 @@ class ChannelPlan:
     normalized: bool = False
     dead: int = 0
     branches: bool = False
+    target: tuple[str, float, float] | None = None
+
+    def __repr__(self) -> str:
+        return f"ChannelPlan(parameters={self.parameters}, macs={self.macs}); print(plan.summary()) shows it all"
 
     def check(self, model: keras.Model) -> None:
         """Refuses a model that the plan was not made for.
@@ -83,14 +88,19 @@ class ChannelPlan:
         for layer in self.layers:
             after = f"-> {layer.after:>5}" if layer.after != layer.before else ""
             macs = "" if layer.macs is None else f"{layer.macs[0]:>{wide},}"
-            left = f"-> {layer.macs[1]:>{wide},}" if layer.macs and layer.macs[1] != layer.macs[0] else ""
+            fewer = f"-> {layer.macs[1]:>{wide},}" if layer.macs and layer.macs[1] != layer.macs[0] else ""
             told = (
-                f"{layer.layer:{width}}  {layer.before:>8} {after:8}  {macs:{wide}} {left:{wide + 3}}  {layer.frozen}"
+                f"{layer.layer:{width}}  {layer.before:>8} {after:8}  {macs:{wide}} {fewer:{wide + 3}}  {layer.frozen}"
             )
             lines.append(told.rstrip())
         lines.append(_ratio("parameters", self.parameters))
         if self.macs is not None:
             lines.append(_ratio("multiply-accumulates", self.macs))
+        if self.target is not None and self.target[0] not in ("parameters", "macs"):
+            name, whole, left = self.target
+            lines.append(f"{name}: {whole:,.6g} -> {left:,.6g} ({whole / max(left, 1e-12):.2f}x less)")
+        if not self.removed:
+            lines.append("no channels are to go")
         if self.dead:
             lines.append(f"dead channels, with which nothing is lost: {self.dead:,}")
         return "\n".join(lines)
@@ -113,11 +123,13 @@ class ChannelPlan:
                 LayerWidth(**{**layer, "macs": layer["macs"] and tuple(layer["macs"])})
                 for layer in stored.pop("layers")
             )
-            pairs = {name: None if stored[name] is None else tuple(stored[name]) for name in ("parameters", "macs")}
+            tuples = ("parameters", "macs", "target")
+            pairs = {name: None if stored[name] is None else tuple(stored[name]) for name in tuples}
             facts: dict[str, Any] = {**pairs, **{name: stored[name] for name in ("normalized", "dead", "branches")}}
             return cls(removed, shapes, layers, **facts)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{str(path)!r} is no plan of this version of kdopt: {error!r}") from error
+            told = f"{type(error).__name__}: {str(error)[:100]}"
+            raise ValueError(f"{str(path)!r} is no plan of this version of kdopt ({told}).") from error
 
 
 def _ratio(what: str, pair: tuple[int, int]) -> str:

@@ -44,7 +44,7 @@ def measure_round_to(
     counts.
 
     Args:
-        latency_of: Function model -> float, any unit, e.g. `lambda m: benchmark(convert(m, "int8", x), ...)`.
+        latency_of: Function model -> float, any unit, e.g. `lambda m: benchmark(convert(m, "int8", x)).median_ms`.
         widths: Integers, at least eight different ones, not all multiples of 64. Defaults to 4, 8, ... 132.
         shape: (height, width, channels) of the input of the nets that are timed. Defaults to `(16, 16, 64)`.
         repeats: Integer >= 1. Defaults to `5`.

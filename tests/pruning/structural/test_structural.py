@@ -213,7 +213,7 @@ def test_bad_arguments(arguments, message):
 def test_bad_models():
     model = net()
     model.get_layer("wide").kernel.assign(np.full((3, 3, 16, 24), np.nan))
-    with pytest.raises(ValueError, match="'wide' are NaN or infinite"):
+    with pytest.raises(ValueError, match="'wide/kernel' are NaN"):
         plan_channels(model, macs=0.5)
     wrapped = keras.Sequential([keras.Input((4,)), Prunable(L.Dense(3), 0.5), L.Dense(2)])
     with pytest.raises(ValueError, match=r"take them off first, with `kdopt.pruning.strip`"):
