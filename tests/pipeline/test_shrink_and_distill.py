@@ -41,6 +41,8 @@ def test_the_student_is_narrower_after_each_round_and_still_good(digit_images, t
     first = keras.models.load_model(tmp_path / "round_001.keras", compile=False)
     assert 0.4 * whole < measure.macs(first) <= 0.5 * whole  # of what is left, each round takes the same share
     counts = [one.parameters for one in (report.start, *report.rounds)]
+    assert report.rounds[-1].macs == measure.macs(report.model)
+    assert f"{measure.macs(report.model):,} MACs" in str(report)
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == measure.parameters(report.model)
     assert report.rounds[-1].value > value - 0.03
@@ -101,5 +103,30 @@ def test_bad_arguments_are_refused_before_anything_is_trained(digit_images, trai
         run(criterion="taylor")
     with pytest.raises(ValueError, match="`exclude` in `channels` must have names of layers"):
         run(channels={"exclude": [trained.get_layer("stem")]})
+    with pytest.raises(TypeError, match="'criterion', 'macs' in `channels` are arguments of their own"):
+        run(channels={"criterion": "l2", "macs": 0.5})
+    with pytest.raises(TypeError, match="has no 'evaluate'"):
+        run(evaluate=len)
+    with pytest.raises((TypeError, ValueError)):
+        run(recalibrate=3)
+    with pytest.raises(ReachedError):
+        run(channels={"layers": lambda view: view.name == "hidden"}, macs=0.1)
     with pytest.raises(ValueError, match="rounds"):
         run(rounds=0)
+
+
+def test_statistics_are_those_of_the_training_data(digit_images, trained):
+    """They are what the last model sees, not what is left of a moving average."""
+    data = small(digit_images[0], 64)
+
+    def moved(**arguments):
+        report = shrink_and_distill(
+            trained, trained, data, macs=0.6, loss=LOSS, rounds=1, epochs=1, progress=False, **arguments
+        )
+        stem = next(layer for layer in report.model.layers if isinstance(layer, layers.Conv2D))
+        norm = next(layer for layer in report.model.layers if isinstance(layer, layers.BatchNormalization))
+        seen = np.asarray(stem(data[0])).mean((0, 1, 2))
+        return np.abs(norm.moving_mean.numpy() - seen).max()
+
+    assert moved() < 1e-5
+    assert moved(recalibrate=False) > 1e-3

@@ -244,6 +244,8 @@ def test_nothing_to_recalibrate_is_said():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="has no BatchNormalization"):
         iterative(model, halve, None, 1, recalibrate=np.ones((4, 2)), progress=False)
+    with pytest.raises(TypeError, match="`recalibrate` must be data, or None; got True"):
+        iterative(model, halve, None, 1, recalibrate=True, progress=False)
 
 
 def test_a_first_round_that_falls_behind_the_start_counts():

@@ -217,6 +217,11 @@ def test_a_proximal_fit_without_a_zero_is_told():
         dense().fit(np.ones((8, 8)), np.ones((8, 2)), verbose=0, callbacks=[Proximal(L1(1e-9))])
 
 
+def test_a_proximal_fit_that_leaves_nothing_is_told():
+    with pytest.warns(UserWarning, match="Proximal: all weights are zero. A strength of 1e"):
+        dense().fit(np.ones((8, 8)), np.ones((8, 2)), verbose=0, callbacks=[Proximal(L1(1e6))])
+
+
 def test_strip_takes_every_wrapper_off():
     model = keras.Sequential([keras.Input((4,)), L0(layers.Dense(3), 0.1), SparseRegularized(layers.Dense(2), L1(0.1))])
     plain = strip(model)
