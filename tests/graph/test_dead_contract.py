@@ -11,12 +11,11 @@ from kdopt.graph.channels.constant_rules import _RULES as CONSTANTS
 from kdopt.graph.channels.rules import _RULES
 
 RESIZE = ops.image.resize
-# Keras calls `Resizing` and `CenterCrop` with `training=True` unless told otherwise.
 CONSTANTS_STAY = {
     **{f"upsampling, {kind}": L.UpSampling2D(2, interpolation=kind) for kind in ("nearest", "bilinear", "lanczos3")},
-    "resizing": lambda x: L.Resizing(4, 9)(x, training=False),
-    "resizing, cropped": lambda x: L.Resizing(4, 9, "bicubic", True, antialias=True)(x, training=False),
-    "center crop": lambda x: L.CenterCrop(4, 5)(x, training=False),
+    "resizing": lambda x: L.Resizing(4, 9)(x),
+    "resizing, cropped": lambda x: L.Resizing(4, 9, "bicubic", True, antialias=True)(x),
+    "center crop": lambda x: L.CenterCrop(4, 5)(x),
     "resize": lambda x: RESIZE(x, (5, 4)),
     "mean": lambda x: ops.mean(x, axis=1, keepdims=True),
     "mean over all places": lambda x: ops.mean(x, axis=(1, 2), keepdims=True),
@@ -38,7 +37,7 @@ CONSTANTS_STAY = {
 ZEROS_STAY = {
     "padding": L.ZeroPadding2D(2),
     "pad": lambda x: ops.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0))),
-    "resizing in a border": lambda x: L.Resizing(4, 9, "bicubic", pad_to_aspect_ratio=True)(x, training=False),
+    "resizing in a border": lambda x: L.Resizing(4, 9, "bicubic", pad_to_aspect_ratio=True)(x),
     "resize in a border": lambda x: RESIZE(x, (5, 4), pad_to_aspect_ratio=True),
     "unit norm over places": L.UnitNormalization(axis=(1, 2)),
     "sum": lambda x: ops.sum(x, axis=1, keepdims=True),

@@ -45,6 +45,7 @@ _SUMS: dict[Any, Callable[..., Any]] = {
 _NUMBERS = (int, float, np.number)
 _RECURRENT = (L.SimpleRNN, L.LSTM, L.GRU)
 SUMS, ROWS = (L.Add, knp.Add), (L.Concatenate, knp.Concatenate)
+SAME_IN_TRAINING = (L.Resizing, L.CenterCrop)  # for these Keras records training=True by itself
 
 
 def rule_of(operation: Any) -> Rule | None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdopt.graph.channels.constant_rules import ROWS, SUMS, rule_of
+from kdopt.graph.channels.constant_rules import ROWS, SAME_IN_TRAINING, SUMS, rule_of
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.labels import Flow, Slot
 from kdopt.graph.channels.rules import Call
@@ -128,7 +128,8 @@ class Constants:
         return found
 
     def _know(self, call: Call, outputs: list[Flow]) -> None:
-        rule = None if call.kwargs.get("training") else rule_of(call.operation)
+        trains = call.kwargs.get("training") and not isinstance(call.operation, SAME_IN_TRAINING)
+        rule = None if trains else rule_of(call.operation)
         for flow in outputs if rule is not None else []:
             labels = [label for label in flow.labels if label is not None]
             values = rule(self, call, labels[0]) if rule is not None and len(labels) == 1 else None

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import keras
@@ -104,8 +105,8 @@ def channel_groups(model: keras.Model, *, allow_normalized_axes: bool = False) -
 
     Args:
         model: Built Functional, Sequential or traceable subclassed model; left as it is.
-        allow_normalized_axes: Whether channels that a LayerNormalization averages over may go, although the result is
-            then another function. Defaults to `False`.
+        allow_normalized_axes: Whether channels may go that a LayerNormalization, or a mean or softmax over channels,
+            takes together, although the result is then another function. Defaults to `False`.
 
     Returns: the groups in the model's order.
     Raises: ValueError for a model that is not built, TypeError for one that cannot be traced.
@@ -125,12 +126,11 @@ def trace_channels(model: keras.Model, *, allow_normalized_axes: bool = False) -
     graph = found.graphs[id(model)] = graph_of(model)
     flows = _inline(found, graph, [Flow.plain(tensor.shape) for tensor in graph.inputs], "")
     found.ends.extend(flows)
-    for name, flow in zip(model.output_names if hasattr(model, "output_names") else [], flows, strict=False):
+    names = getattr(model, "output_names", None) or []
+    for flow, name in zip_longest(flows, names[: len(flows)]):
+        reason = f"output {name!r} of the model" if name else "an output of the model"
         for axis in flow.labeled():
-            found.labels.freeze(flow.labels[axis], f"output {name!r} of the model")
-    for flow in flows:
-        for axis in flow.labeled():
-            found.labels.freeze(flow.labels[axis], "an output of the model")
+            found.labels.freeze(flow.labels[axis], reason)
     return found
 
 

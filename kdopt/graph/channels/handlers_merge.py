@@ -23,9 +23,7 @@ def concatenate(labels: Labels, layer: Any, call: Call) -> Flow:
 
 @channel_rule(L.Dot)
 def dot(labels: Labels, layer: Any, call: Call) -> Flow:
-    for flow in call.flows:
-        for axis in flow.labeled():
-            labels.freeze(flow.labels[axis], f"{layer.name!r} sums products of channels")
+    call.freeze(labels, f"{layer.name!r} sums products of channels")
     return Flow.plain(call.shape)
 
 

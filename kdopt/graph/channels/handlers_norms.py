@@ -74,8 +74,7 @@ def _group_normalization(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 
 @channel_rule(L.Normalization)
 def normalization(labels: Labels, layer: Any, call: Call) -> Flow:
-    for axis in call.x.labeled():
-        labels.freeze(call.x.labels[axis], f"{layer.name!r} has statistics of its own for it")
+    call.freeze(labels, f"{layer.name!r} has statistics of its own for it")
     return call.x
 
 

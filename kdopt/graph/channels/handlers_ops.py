@@ -9,7 +9,7 @@ from keras.src.ops import core, image, nn
 from keras.src.ops import numpy as knp
 
 from kdopt.graph.channels.handlers_merge import concatenated, joined
-from kdopt.graph.channels.handlers_shapes import freeze_all, indexed, reshaped, transposed
+from kdopt.graph.channels.handlers_shapes import indexed, reshaped, transposed
 from kdopt.graph.channels.labels import Flow, Labels
 from kdopt.graph.channels.rules import Call, channel_rule, resize_rule
 
@@ -42,7 +42,7 @@ _STATISTICS = (knp.Mean, knp.Var, knp.Std)  # of fewer channels they are about a
 @channel_rule(knp.Clip)
 def clip(labels: Labels, operation: Any, call: Call) -> Flow:
     if np.ndim(operation.x_min) or np.ndim(operation.x_max):
-        freeze_all(labels, call, f"{operation.name!r} has bounds of its own for each channel")
+        call.freeze(labels, f"{operation.name!r} has bounds of its own for each channel")
     return call.x
 
 
@@ -77,7 +77,7 @@ def reduce(labels: Labels, operation: Any, call: Call) -> Flow:
         if not (labels.cut_normalized_axes and isinstance(operation, _STATISTICS)):
             labels.freeze(call.x.labels[axis], f"{operation.name!r} sums over it")
     if len(call.flows) > 1:
-        freeze_all(labels, call, f"{operation.name!r} takes weights")
+        call.freeze(labels, f"{operation.name!r} takes weights")
         return Flow.plain(call.shape)
     kept = [None if axis in axes else label for axis, label in enumerate(call.x.labels)]
     if not getattr(operation, "keepdims", False):
@@ -182,11 +182,11 @@ def flip(labels: Labels, operation: Any, call: Call) -> Flow:
 def matmul(labels: Labels, operation: Any, call: Call) -> Flow:
     """Of two tensors of the model the axis that is summed over must stay; rows and columns pass."""
     if len(call.flows) != 2:
-        freeze_all(labels, call, f"{operation.name!r} multiplies by numbers that are no layer's")
+        call.freeze(labels, f"{operation.name!r} multiplies by numbers that are no layer's")
         return Flow.plain(call.shape)
     one, other = call.flows
     if min(len(one.shape), len(other.shape)) < 2:
-        freeze_all(labels, call, f"{operation.name!r} sums over it")
+        call.freeze(labels, f"{operation.name!r} sums over it")
         return Flow.plain(call.shape)
     for label in (one.at(-1), other.at(-2)):
         labels.freeze(label, f"{operation.name!r} sums products of it")
@@ -209,7 +209,7 @@ def spatial(labels: Labels, operation: Any, call: Call) -> Flow:
     data_format = getattr(operation, "data_format", None) or keras.config.image_data_format()
     axis = 1 if data_format == "channels_first" else -1
     if isinstance(operation, image.Resize) and len(call.x.shape) < 4:
-        freeze_all(labels, call, f"{operation.name!r} takes the batch for an axis of an image")
+        call.freeze(labels, f"{operation.name!r} takes the batch for an axis of an image")
         return Flow.plain(call.shape)
     for other in call.x.labeled():
         if other != axis % len(call.x.shape):
@@ -243,7 +243,7 @@ def get_item(labels: Labels, operation: Any, call: Call) -> Flow:
         part is Ellipsis or part is None or (isinstance(part, (int, slice)) and not isinstance(part, bool))
         for part in parts
     ):
-        freeze_all(labels, call, f"{operation.name!r} picks places")
+        call.freeze(labels, f"{operation.name!r} picks places")
         return Flow.plain(call.shape)
     named = sum(part is not None and part is not Ellipsis for part in parts)
     whole = [slice(None)] * (len(call.x.shape) - named)

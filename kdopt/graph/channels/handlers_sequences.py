@@ -232,8 +232,6 @@ def unknown(labels: Labels, layer: Any, call: Call) -> Any:
         reason = f"{layer.name!r} ({kind}) is quantized or has LoRA weights"
     else:
         reason = f"{layer.name!r} ({kind}) has no channel rule; give it one with @kdopt.graph.channel_rule({kind})"
-    for flow in call.flows:
-        for axis in flow.labeled():
-            labels.freeze(flow.labels[axis], reason)
+    call.freeze(labels, reason)
     flows = [Flow.plain(shape) for shape in call.shapes]
     return flows if len(flows) > 1 else flows[0]

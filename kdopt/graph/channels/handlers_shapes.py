@@ -26,7 +26,7 @@ def elementwise(labels: Labels, layer: Any, call: Call) -> Flow:
 def activation(labels: Labels, layer: Any, call: Call) -> Flow:
     if not is_elementwise(layer.activation):
         name = getattr(layer.activation, "__name__", repr(layer.activation))
-        freeze_all(labels, call, f"the activation {name} of {layer.name!r} {why(name)}")
+        call.freeze(labels, f"the activation {name} of {layer.name!r} {why(name)}")
     return call.x.given(call.shape, dict(enumerate(call.x.labels)))
 
 
@@ -42,7 +42,7 @@ def softmax(labels: Labels, layer: Any, call: Call) -> Flow:
 @channel_rule(L.Rescaling)
 def rescaling(labels: Labels, layer: Any, call: Call) -> Flow:
     if np.ndim(layer.scale) or np.ndim(layer.offset):
-        freeze_all(labels, call, f"{layer.name!r} has a number of its own for each channel")
+        call.freeze(labels, f"{layer.name!r} has a number of its own for each channel")
     return call.x
 
 
@@ -54,7 +54,7 @@ def rescaling(labels: Labels, layer: Any, call: Call) -> Flow:
 def spatial(labels: Labels, layer: Any, call: Call) -> Flow:
     axis = channel_axis(layer)
     if isinstance(layer, (L.Resizing, L.CenterCrop)) and len(call.x.shape) < 4:
-        freeze_all(labels, call, f"{layer.name!r} takes the batch for an axis of an image")
+        call.freeze(labels, f"{layer.name!r} takes the batch for an axis of an image")
         return Flow.plain(call.shape)
     freeze_others(labels, layer, call.x, axis)
     return call.x.given(call.shape, {axis: call.x.labels[axis]})
@@ -97,13 +97,6 @@ def reshape(labels: Labels, layer: Any, call: Call) -> Flow:
 def _reshape(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
     target = [old if old == -1 else new for old, new in zip(layer.target_shape, outputs[0][1:], strict=True)]
     return {"target_shape": target}
-
-
-def freeze_all(labels: Labels, call: Call, reason: str) -> None:
-    """Freezes whatever has identities in what a layer is called on."""
-    for flow in call.flows:
-        for axis in flow.labeled():
-            labels.freeze(flow.labels[axis], reason)
 
 
 def transposed(flow: Flow, order: tuple[int, ...]) -> Flow:

@@ -130,8 +130,7 @@ def _separable(layer: Any, size: Any, outputs: Any) -> dict[str, Any]:
 
 @channel_rule(L.Embedding)
 def embedding(labels: Labels, layer: Any, call: Call) -> Flow:
-    for axis in call.x.labeled():
-        labels.freeze(call.x.labels[axis], f"{layer.name!r} looks numbers up")
+    call.freeze(labels, f"{layer.name!r} looks numbers up")
     return call.x.given(call.shape, {-1: labels.makes(layer, layer._embeddings, 1)})
 
 
@@ -147,8 +146,7 @@ def einsum_dense(labels: Labels, layer: Any, call: Call) -> Flow:
     inputs, weights, result = letters(layer.equation, len(call.x.shape))
     made: dict[str, np.ndarray | None] = {}
     if len(set(inputs)) < len(inputs):
-        for axis in call.x.labeled():
-            labels.freeze(call.x.labels[axis], f"{layer.name!r} takes a diagonal")
+        call.freeze(labels, f"{layer.name!r} takes a diagonal")
         return Flow.plain(call.shape)
     for letter in weights:
         axis = weights.index(letter)

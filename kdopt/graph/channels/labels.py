@@ -45,7 +45,7 @@ class Labels:
         self._reasons: list[tuple[np.ndarray, str]] = []
         self._slots: dict[tuple[int, int], Slot] = {}
         self._unlabeled: dict[tuple[int, int], str] = {}
-        self._shared_out: dict[int, np.ndarray] = {}
+        self._divided: dict[int, np.ndarray] = {}
 
     def fresh(self, count: int) -> np.ndarray:
         """`count` new identities, (count,)."""
@@ -109,11 +109,11 @@ class Labels:
     def divides(self, variable: Any, labels: np.ndarray) -> None:
         """A Variable whose products Keras divides by the square root of how many identities there are."""
         if isinstance(variable, keras.Variable):
-            self._shared_out[id(variable)] = labels
+            self._divided[id(variable)] = labels
 
     def divided(self, variable: keras.Variable) -> np.ndarray | None:
         """The identities that `divides` named."""
-        return self._shared_out.get(id(variable))
+        return self._divided.get(id(variable))
 
     def _put(
         self, layer: keras.layers.Layer, variable: keras.Variable, axis: int, role: Role, labels: np.ndarray | None

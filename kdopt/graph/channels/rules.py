@@ -35,6 +35,12 @@ class Call:
         """The first tensor."""
         return self.flows[0]
 
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """Keeps all channels of all tensors it was called on."""
+        for flow in self.flows:
+            for axis in flow.labeled():
+                labels.freeze(flow.labels[axis], reason)
+
     @property
     def shape(self) -> tuple[int | None, ...]:
         """Of the first output."""

@@ -81,8 +81,8 @@ def plan_channels(
         normalize: Whether scores are divided by their group's mean; without it some layers may keep single channels.
             Defaults to `None`: yes, but with `scope="isomorphic"`.
         data: For a criterion that needs gradients or samples.
-        allow_normalized_axes: Whether channels that a LayerNormalization averages over may go; the smaller model then
-            is another function, not the old one without them.
+        allow_normalized_axes: Whether channels may go that a LayerNormalization, or a mean or softmax over channels,
+            takes together; the smaller model then is another function, not the old one without them.
         input_shape: For `macs` of a model with an open input shape.
 
     Returns: `ChannelPlan`; `print(plan.summary())` shows it.

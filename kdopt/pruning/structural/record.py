@@ -44,7 +44,7 @@ class ChannelPlan:
         shapes: Of `model.weights`, to know the model by.
         layers: One `LayerWidth` a layer that makes channels, in the model's order.
         parameters, macs: (before, after); MACs are `None` where they are not known.
-        normalized: Whether channels that a LayerNormalization averages over may go.
+        normalized: Whether channels may go that a LayerNormalization, a mean or a softmax takes together.
         branches: Whether layers go, too, that add nothing but a constant.
         dead: Integer, how many of the channels that go carried nothing but a constant.
         target: (name, before, after) of what the target was set for, e.g. `("latency", 1.2, 0.6)`; `None` without one.
