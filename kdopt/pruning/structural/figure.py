@@ -43,7 +43,7 @@ def plot_channels(plan: ChannelPlan) -> Any:
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     handles = [_patch(color, name) for color, name in ((_KEPT, "kept"), (_GONE, "removed"), (_FROZEN, "must stay"))]
-    axes.legend(handles=handles, frameon=False, fontsize=7, loc="upper right")
+    axes.legend(handles=handles, frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     return figure
 
 
