@@ -1,6 +1,6 @@
 """A model made again with fewer channels: new layers of the new sizes, weights cut to fit."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from kdopt.core.copying import copy_assets
 from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.labels import Flow
-from kdopt.graph.channels.rules import renewed
+from kdopt.graph.channels.rules import Call, rearranged, renewed
 from kdopt.graph.trace import makes_graphs, nodes_of
 
 
@@ -73,6 +73,9 @@ class _Cut:
             raise ValueError(
                 f"Not all of these channels can go: {'; '.join(sorted(set(self._constants.refused))[:3])}."
             )
+        self._calls: dict[int, list[Call]] = defaultdict(list)
+        for call, _ in graph.calls:
+            self._calls[id(call.operation)].append(call)
         self._made: dict[int, Any] = {}
         self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
@@ -132,14 +135,17 @@ class _Cut:
         tensors: dict[int, Any] = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
         calls: Counter[int] = Counter()
         for node in nodes_of(graph):
-            flows = self._graph.outputs[id(node.operation)][calls[id(node.operation)]]
-            calls[id(node.operation)] += 1
+            key, number = id(node.operation), calls[id(node.operation)]
+            flows = self._graph.outputs[key][number]
+            calls[key] += 1
             gone = [None if self._constants is None else self._constants.gone(flow) for flow in flows]
             if all(values is not None for values in gone):
                 outputs: Any = [_Gone(_along(flow, values)) for flow, values in zip(flows, gone, strict=True)]
             else:
                 args, kwargs = node.arguments.fill_in(tensors)
                 absent = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, _Gone)]
+                if self._calls[key]:
+                    args, kwargs = rearranged(self._calls[key][number], args, kwargs, self._stays)
                 call = self._operation(node.operation) if not absent else partial(self._joined, node.operation)
                 outputs = call(*args, **kwargs)
                 if absent:

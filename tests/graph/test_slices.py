@@ -1,4 +1,4 @@
-"""Slices and borders work on identities: only what a bound counts must stay."""
+"""Slices and borders work on identities, and bounds move with what is left."""
 
 import keras
 import numpy as np
@@ -15,21 +15,24 @@ KEYS = {  # key -> how many units of 7 channels may go
     "one place": (S[:, 0], 7),
     "new axes": (S[:, None, ..., None, :], 7),
     "all": (S[..., 0:7], 7),
-    "front": (S[..., :3], 4),
-    "behind the front": (S[..., 3:], 4),
-    "before the end": (S[..., :-2], 5),
-    "end": (S[..., -2:], 5),
-    "middle": (S[..., 2:-1], 4),
+    "front": (S[..., :3], 7),
+    "behind the front": (S[..., 3:], 7),
+    "before the end": (S[..., :-2], 7),
+    "end": (S[..., -2:], 7),
+    "middle": (S[..., 2:-1], 7),
     "beyond": (S[..., -9:9], 7),
     "pairs": (S[..., ::2], 4),
     "seconds": (S[..., 1::2], 4),
-    "pairs behind the front": (S[..., 3::2], 3),
-    "pairs before the end": (S[..., :-2:2], 3),
-    "pairs up to a bound": (S[..., 1:3:2], 4),
-    "pairs at the end": (S[..., -4::2], 3),
+    "pairs behind the front": (S[..., 3::2], 5),
+    "pairs before the end": (S[..., :-2:2], 5),
+    "one pair": (S[..., 1:3:2], 6),
+    "pairs at the end": (S[..., -4::2], 5),
+    "triples": (S[..., 1::3], 3),
     "backwards": (S[..., ::-1], 7),
-    "part, backwards": (S[..., 4::-1], 0),
-    "one": (S[..., 2], 4),
+    "part, backwards": (S[..., 4::-1], 7),
+    "middle, backwards": (S[..., 5:1:-1], 7),
+    "pairs, backwards": (S[..., 5:1:-2], 3),
+    "one": (S[..., 2], 6),
     "last": (S[..., -1], 6),
 }
 
@@ -50,7 +53,7 @@ def net(*middles):
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("kind", KEYS)
-def test_only_what_a_bound_counts_must_stay(kind, share):
+def test_bounds_move(kind, share):
     key, units = KEYS[kind]
     model = net(lambda h: h[key], lambda h: h)
     assert free_units(model) == units
@@ -93,3 +96,14 @@ def test_a_shortcut_padded_with_zeros():
     assert groups[4, ("wide",)] == "'pad' puts numbers beside channels"
     small, _ = check(model)
     assert small.get_layer("wide").filters == small.get_layer("maker").filters + 4 == 6
+
+
+def test_a_model_that_is_called_twice_and_a_slice_used_twice():
+    a, x = keras.Input((7,)), keras.Input((5,))
+    nested = keras.Model(a, L.Add()([L.Dense(3)(a[:, :4]), L.Dense(3)(a[:, 4:])]), name="nested")
+    one, other = L.Dense(7, name="maker")(x), L.Dense(7)(x)
+    model = keras.Model(x, L.Dense(2)(L.Concatenate()([nested(one), nested(other)])))
+    assert free_units(model) == 7
+    small, removed = check(model, 0.4)
+    assert removed.size
+    assert small.get_layer("maker").units < 7

@@ -1,6 +1,7 @@
 """Channel rules of `keras.ops` operations, which are nodes of a graph like layers."""
 
 import itertools
+from itertools import count
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from keras.src.ops import numpy as knp
 from kdopt.graph.channels.handlers_merge import concatenated, joined
 from kdopt.graph.channels.handlers_shapes import indexed, reshaped, transposed
 from kdopt.graph.channels.labels import Flow, Labels
-from kdopt.graph.channels.rules import Call, channel_rule, resize_rule
+from kdopt.graph.channels.rules import Call, argument_rule, channel_rule, resize_rule
 
 
 def _classes(module: Any, names: str) -> list[type]:
@@ -236,51 +237,69 @@ def pad(labels: Labels, operation: Any, call: Call) -> Flow:
 
 @channel_rule(knp.GetItem)
 def get_item(labels: Labels, operation: Any, call: Call) -> Flow:
-    """Places along each axis; the key stays as it is, so that what its bounds count must stay, too."""
+    """Places along each axis; the bounds of the key move with them."""
+    found = _parts(call)
+    if found is None:
+        call.freeze(labels, f"{operation.name!r} picks places")
+        return Flow.plain(call.shape)
+    kept: list[np.ndarray | None] = []
+    for part, axis in found:
+        label = None if axis is None else call.x.labels[axis]
+        if label is not None:
+            _tie(labels, operation.name, label, part)
+        if not isinstance(part, int):
+            kept.append(None if label is None else label[part])
+    return call.x.given(call.shape, dict(enumerate(kept)))
+
+
+@argument_rule(knp.GetItem)
+def _key(call: Call, stays: Any) -> dict[int | str, Any]:
+    parts = []
+    for part, axis in _parts(call) or []:
+        label = None if axis is None else call.x.labels[axis]
+        parts.append(part if label is None else _moved(stays(label), part))
+    return {1 if len(call.args) > 1 else "key": tuple(parts)} if parts else {}
+
+
+def _parts(call: Call) -> list[tuple[Any, int | None]] | None:
+    """What a key says of each axis, and which axis, none for a new one; `None` where it picks places by arrays."""
     key = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
     parts = list(key) if isinstance(key, (tuple, list)) else [key]
     if not all(
         part is Ellipsis or part is None or (isinstance(part, (int, slice)) and not isinstance(part, bool))
         for part in parts
     ):
-        call.freeze(labels, f"{operation.name!r} picks places")
-        return Flow.plain(call.shape)
+        return None
     named = sum(part is not None and part is not Ellipsis for part in parts)
-    whole = [slice(None)] * (len(call.x.shape) - named)
     at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
-    along = iter(call.x.labels)
-    kept: list[np.ndarray | None] = []
-    for part in [*parts[:at], *whole, *parts[at + 1 :]]:
-        label = None if part is None else next(along)
-        if label is not None:
-            _keep_counted(labels, operation.name, label, part)
-        if not isinstance(part, int):
-            kept.append(None if label is None else label[part])
-    return call.x.given(call.shape, dict(enumerate(kept)))
+    axes = count()
+    whole = [slice(None)] * (len(call.x.shape) - named)
+    return [(part, None if part is None else next(axes)) for part in [*parts[:at], *whole, *parts[at + 1 :]]]
 
 
-def _keep_counted(labels: Labels, name: str, label: np.ndarray, part: Any) -> None:
-    """Freezes what a bound counts from its end; of a step's places all or none stay.
-
-    `[..., 3:]` needs the first three, `[..., :-3]` the last three, `[..., 1::2]` none, but pairs go together.
-    """
-    size = label.size
+def _tie(labels: Labels, name: str, label: np.ndarray, part: Any) -> None:
+    """One place that is taken must stay; of a step's places, counted from zero, all or none do."""
     if isinstance(part, int):
-        counted = label[: part + 1] if part >= 0 else label[part:]
-        labels.freeze(counted, f"{name!r} counts places up to the one it takes")
+        labels.freeze(label[part : part + 1 or None], f"{name!r} takes it")
         return
-    start, stop, step = part.indices(size)
-    if step < 0 or start >= stop:
-        if part != slice(None, None, -1):
-            labels.freeze(label, f"{name!r} cuts through it")
-        return
-    first, last = part.start or 0, size if part.stop is None else part.stop
-    front = max(start // step * step if first > 0 else 0, stop if 0 <= last < size else 0)
-    back = size - min(start if -size < first < 0 else size, stop if last < 0 else size)
-    for counted in (label[:front], label[size - back :]):
-        labels.freeze(counted, f"{name!r} counts places up to where it cuts")
-    begin = start // step * step if first >= 0 else start
-    between = label[max(front, begin) : min(size - back, stop)]
+    start, stop, step = part.indices(label.size)
+    if step < -1:
+        labels.freeze(label[stop + 1 : start + 1], f"{name!r} takes some, backwards")
+    inside = label[start - start % max(step, 1) : stop]
     for place in range(1, step):
-        ends = between[place::step]
-        labels.unite(between[::step][: ends.size], ends)
+        ends = inside[place::step]
+        labels.unite(inside[::step][: ends.size], ends)
+
+
+def _moved(stays: np.ndarray, part: Any) -> Any:
+    """The part of what is left that holds the same places."""
+    if isinstance(part, int):
+        return int(stays[: part % stays.size].sum())
+    start, stop, step = part.indices(stays.size)
+    low, high = (start - start % step, max(start, stop)) if step > 0 else (stop + 1, max(stop, start) + 1)
+    first, size = int(stays[:low].sum()), int(stays[low:high].sum())
+    if step > 0:
+        return slice(first + start - low, first + max(start - low, size), step)
+    if not size:
+        return slice(0, 0)
+    return slice(first + size - 1, first - 1 if first else None, step)

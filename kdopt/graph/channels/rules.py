@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from kdopt.graph.channels.labels import Flow, Labels
 
@@ -51,6 +52,8 @@ Rule = Callable[[Labels, Any, Call], Any]
 Resize = Callable[[Any, Callable[[keras.Variable], tuple[int, ...]], Any], dict[str, Any]]
 _RULES: dict[type, Rule] = {}
 _RESIZES: dict[type, Resize] = {}
+Arguments = Callable[[Call, Callable[[np.ndarray], np.ndarray]], dict[int | str, Any]]
+_ARGUMENTS: dict[type, Arguments] = {}
 
 
 _KEEPS_ZEROS: set[type] = set()
@@ -112,6 +115,30 @@ def resize_rule(*classes: type) -> Callable[[Resize], Resize]:
         return rule
 
     return add
+
+
+def argument_rule(*classes: type) -> Callable[[Arguments], Arguments]:
+    """Decorator: arguments of a call that say places, such as the key of a slice.
+
+    Called as `rule(call, stays)`: `stays(labels)` is whether each identity stays; returns place or name of an argument
+    -> its new value.
+    """
+
+    def add(rule: Arguments) -> Arguments:
+        _ARGUMENTS.update(dict.fromkeys(classes, rule))
+        return rule
+
+    return add
+
+
+def rearranged(
+    call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], stays: Callable[[np.ndarray], np.ndarray]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call for what is left; `args` and `kwargs` hold the tensors it is now called on."""
+    rule = _ARGUMENTS.get(type(call.operation))
+    changed = {} if rule is None else rule(call, stays)
+    placed = tuple(changed.get(place, value) for place, value in enumerate(args))
+    return placed, {name: changed.get(name, value) for name, value in kwargs.items()}
 
 
 def _check_classes(name: str, classes: tuple[Any, ...]) -> None:
