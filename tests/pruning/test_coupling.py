@@ -89,7 +89,7 @@ def test_gradual_pruning_then_removal_loses_nothing():
     assert left["stem"] == left["back"] == (6, 2)
     assert left["into"] == (8, 3)
     assert left["side"] == (4, 2)
-    assert left["lstm"] == (28, 12)
+    assert left["lstm"] == (7, 3)
     np.testing.assert_allclose(small.predict(X, verbose=0), before, atol=1e-6)
 
 
