@@ -9,12 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdopt.core.measure import parameters
 from kdopt.core.notices import warn_user
+from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.dead import dead_channels
 from kdopt.graph.channels.groups import ChannelGraph, trace_channels
 from kdopt.graph.rebuild import without
 from kdopt.graph.trace import graph_of, infer
+from kdopt.pruning.structural.costs import Costs
 from kdopt.pruning.structural.plan import plan_channels
 from kdopt.pruning.structural.record import ChannelPlan
 
@@ -58,12 +59,14 @@ def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> ker
             f"With {plan.dead} of the channels that go nothing was lost when the plan was made; in {model.name!r} as "
             f"it is now that holds for {count}. Make a new plan for these weights."
         )
-    small = without(model, graph, removed, dead.folds(removed), plan.branches)
-    if (count := parameters(small)) != plan.parameters[1]:
+    folds = dead.folds(removed)
+    costs = Costs(model, graph, lambda gone: Constants(graph, gone, folds, plan.branches), branches=plan.branches)
+    if (count := costs.parameters(removed)) != plan.parameters[1]:
         raise ValueError(
             f"The plan leaves {plan.parameters[1]:,} parameters, but of {model.name!r} as it is now {count:,} would be "
             "left: branches that may go are others. Make a new plan for these weights."
         )
+    small = without(model, graph, removed, folds, plan.branches)
     if check:
         _compare(model, small, graph, np.setdiff1d(removed, dead.roots), plan.normalized)
     return small

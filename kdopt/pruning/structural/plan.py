@@ -24,6 +24,9 @@ from kdopt.pruning.structural.widths import checked_round_to
 TARGETS = ("channels", "parameters", "macs", "size_bytes", "latency")
 
 
+_GATED = (keras.layers.LSTM, keras.layers.GRU)  # each of their gates has all units
+
+
 def plan_channels(
     model: keras.Model,
     *,
@@ -231,7 +234,7 @@ def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: C
         if gone.size:
             entries.append((places[id(slot.variable)], slot.axis, tuple(gone.tolist())))
         reason = next((frozen[root] for root in roots.tolist() if root in frozen), "")
-        width = getattr(slot.layer, "units", roots.size)  # of a recurrent layer's gates each has all units
+        width = slot.layer.units if isinstance(slot.layer, _GATED) else roots.size
         left = 0 if id(slot.variable) in dropped else width - gone.size * width // roots.size
         layers.append(LayerWidth(_row(name, slot, own[name]), width, left, reason, by_layer.pop(name, None)))
     shapes = tuple(tuple(weight.shape) for weight in model.weights)

@@ -97,6 +97,7 @@ def test_ones_own_loss_metric_and_schedule_need_not_be_registered(loss):
     x, y = np.random.default_rng(0).normal(size=(8, 8, 8, 3)), np.ones((8, 3))
     model.fit(x, y, verbose=0)
     for made in (prune_channels(model, macs=0.7)[0], copy_model(model)):
+        assert made.optimizer.built
         history = made.fit(x, y, verbose=0).history
         assert {"loss", "squares", "largest", "mae"} == set(history)
         assert made.optimizer is not model.optimizer
@@ -131,3 +132,24 @@ def test_open_sizes_are_tried_until_the_model_takes_one():
     h = L.GlobalAveragePooling2D()(L.Conv2D(6, 70)(x))  # refuses 64 x 64
     small, _ = prune_channels(keras.Model(x, L.Dense(2)(h)), channels=0.5)
     assert small.layers[1].filters == 3
+
+
+def test_layers_that_a_subclassed_model_does_not_call():
+    class Auxiliary(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a, self.out, self.head = L.Dense(8, name="a"), L.Dense(2), L.Dense(3)
+
+        def build(self, shape):
+            self.a.build(shape)
+            self.out.build((None, 8))
+            self.head.build((None, 8))
+
+        def call(self, x):
+            return self.out(self.a(x))
+
+    model = Auxiliary()
+    model(np.zeros((1, 5)))
+    small, plan = prune_channels(model, channels=0.5)
+    assert plan.parameters[0] == model.count_params()
+    assert small.count_params() == 5 * 4 + 4 + 4 * 2 + 2
