@@ -140,3 +140,14 @@ def test_a_model_keeps_an_input_that_only_adds():
     model = disturbed(keras.Model(i, nested([L.Dense(8)(i), L.Dense(8, name="a")(i)])))
     silence(model, "a")
     lossless(model, STEPS[:, 0, :5], minimum=0)
+
+
+def test_a_summand_of_one_call_of_a_nested_model_stays():
+    """Inside it the sum could do without, but not the other time."""
+    x, h, i = keras.Input((8,)), keras.Input((8,)), keras.Input((5,))
+    nested = keras.Model([x, h], L.Dense(3)(L.ReLU()(L.Add()([x, h]))))
+    empty = L.Dense(8)(L.Dense(4, name="a")(i))
+    calls = [nested([L.Dense(8)(i), L.Dense(8)(i)]), nested([L.Dense(8)(i), empty])]
+    model = disturbed(keras.Model(i, L.Dense(2)(L.Concatenate()(calls))))
+    silence(model, "a")
+    assert lossless(model, STEPS[:, 0, :5], minimum=0)[0].get_layer("a").units == 1
