@@ -152,17 +152,8 @@ def prune_and_distill(
         "seed": seed,
     }
     start = training.compiled(copy_model(student))
-    return iterative(
-        start,
-        compress,
-        train,
-        rounds,
-        evaluate=evaluate,
-        folder=folder,
-        settings=settings,
-        recalibrate=recalibrate,
-        **options,
-    )
+    options |= {"settings": settings, "recalibrate": recalibrate}
+    return iterative(start, compress, train, rounds, evaluate=evaluate, folder=folder, **options)
 
 
 def round_sparsities(sparsity: float, rounds: int) -> list[float]:

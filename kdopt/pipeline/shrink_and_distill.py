@@ -153,14 +153,5 @@ def shrink_and_distill(
         "batch_size": batch_size,
         "seed": seed,
     }
-    return iterative(
-        start,
-        compress,
-        train,
-        rounds,
-        evaluate=evaluate,
-        folder=folder,
-        settings=kept,
-        recalibrate=recalibrate,
-        **options,
-    )
+    options |= {"settings": kept, "recalibrate": recalibrate}
+    return iterative(start, compress, train, rounds, evaluate=evaluate, folder=folder, **options)

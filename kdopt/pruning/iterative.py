@@ -114,6 +114,7 @@ def iterative(
     ):
         raise ValueError(f"`recalibrate` has nothing to do: {model.name!r} has no BatchNormalization. Leave it out.")
     given = {"model": digest(model.get_weights()), "rewind": rewind, "rewind_to": digest(early)}
+    given["recalibrate"] = digest(recalibrate)
     store = None if folder is None else RoundFolder(folder, {**given, "settings": dict(settings or {})}, custom_objects)
     work = _Work(compress, train, evaluate, robustness_metric, rewind, early, recalibrate)
     return _Loop(work, rule, store, print if progress else _silent).run(model, rounds)

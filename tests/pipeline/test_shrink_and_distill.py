@@ -82,6 +82,8 @@ def test_a_run_that_was_cut_off_goes_on(digit_images, trained, tmp_path):
     whole = shrink_and_distill(trained, trained, data, **arguments)
     for one, other in zip(continued.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="recalibrate"):
+        shrink_and_distill(trained, trained, data, **arguments, folder=tmp_path / "rounds", recalibrate=False)
     with pytest.raises(ValueError, match="target"):
         shrink_and_distill(trained, trained, data, **{**arguments, "macs": 0.3}, folder=tmp_path / "rounds")
 
