@@ -236,7 +236,9 @@ def _variable(layer: keras.layers.Layer, attribute: str) -> keras.Variable:
     return variable
 
 
-def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> list[KernelView]:
+def select(
+    kernels: list[KernelView], layers: Any, skipped: list[Skipped], argument: str = "layers"
+) -> list[KernelView]:
     """The kernels of chosen layers.
 
     Args:
@@ -244,6 +246,7 @@ def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> li
         layers: `None` (all); a list of layers, layer names (a nested model or block means all inside), layer classes
             and regular expressions (`re.compile`, searched for in `KernelView.path`); or a function
             `KernelView -> bool`.
+        argument: Name of the argument that `layers` comes from, for messages.
 
     Raises: ValueError for a name or layer without a kernel, with the reason and the names there are.
     """
@@ -253,20 +256,22 @@ def select(kernels: list[KernelView], layers: Any, skipped: list[Skipped]) -> li
     if callable(layers) and not single:
         chosen = [view for view in kernels if layers(view)]
         if not chosen:
-            raise ValueError(f"`layers` selects none of the kernels {', '.join(v.name for v in kernels)}.")
+            raise ValueError(f"`{argument}` selects none of the kernels {', '.join(v.name for v in kernels)}.")
         return chosen
     if single:
-        raise ValueError(f"`layers` must be a list, e.g. [{layers!r}]; got {layers!r}.")
+        raise ValueError(f"`{argument}` must be a list, e.g. [{layers!r}]; got {layers!r}.")
     if not list(layers):
-        raise ValueError(f"`layers` is empty. Prunable here: {', '.join(v.name for v in kernels)}; None chooses all.")
+        raise ValueError(
+            f"`{argument}` is empty. Prunable here: {', '.join(v.name for v in kernels)}; leave it out otherwise."
+        )
     chosen_ids: set[int] = set()
     for item in layers:
         hits = [view for view in kernels if _selects(item, view)]
         if not hits:
             if not isinstance(item, (str, keras.layers.Layer)):
                 raise ValueError(
-                    f"{item!r} in `layers` selects none of the kernels {', '.join(v.path for v in kernels)}. Give a "
-                    "layer, its name, its class, or a regular expression made by re.compile."
+                    f"{item!r} in `{argument}` selects none of the kernels {', '.join(v.path for v in kernels)}. Give "
+                    "a layer, its name, its class, or a regular expression made by re.compile."
                 )
             name = item if isinstance(item, str) else item.name
             raise ValueError(f"{_why_not(name, kernels, skipped)} Prunable here: {', '.join(v.name for v in kernels)}.")

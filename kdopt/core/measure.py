@@ -142,6 +142,8 @@ def _of_graph(model: keras.Model, inputs: list[Any], input_shape: InputShape | N
         if set(input_shape) != {x.name for x in inputs}:
             raise ValueError(f"`input_shape` must name the inputs {[x.name for x in inputs]}; got {list(input_shape)}.")
         shapes = [input_shape[x.name] for x in inputs]
+    elif isinstance(input_shape, str):
+        raise ValueError(f"`input_shape` must be a tuple of integers, e.g. (32, 32, 3); got {input_shape!r}.")
     else:
         shapes = [input_shape] if _is_shape(input_shape) else list(input_shape)
     if len(shapes) != len(inputs):
@@ -169,11 +171,19 @@ def _of_call(model: keras.Model, input_shape: InputShape | None) -> Any:
             "shape of one sample without the batch dimension."
         )
     if isinstance(input_shape, dict):
-        return {name: keras.KerasTensor((1, *shape)) for name, shape in input_shape.items()}
-    if _is_shape(input_shape):
-        return keras.KerasTensor((1, *input_shape))
-    return [keras.KerasTensor((1, *shape)) for shape in input_shape]
+        return {name: _sized(shape) for name, shape in input_shape.items()}
+    return _sized(input_shape) if _is_shape(input_shape) else [_sized(shape) for shape in input_shape]
+
+
+def _sized(shape: Any) -> keras.KerasTensor:
+    whole = not isinstance(shape, str) and _is_shape(shape)
+    if not whole or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(
+            f"`input_shape` must be the shape of one sample in whole numbers, without the batch, e.g. (32, 32, 3); got "
+            f"{shape!r}."
+        )
+    return keras.KerasTensor((1, *shape))
 
 
 def _is_shape(shape: Any) -> bool:
-    return all(n is None or isinstance(n, int) for n in shape)
+    return not isinstance(shape, str) and all(n is None or isinstance(n, int) for n in shape)

@@ -17,6 +17,7 @@ from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.labels import Flow
 from kdopt.graph.channels.rules import Call, rearranged, renewed
+from kdopt.graph.inline import name_of
 from kdopt.graph.trace import makes_graphs, nodes_of
 
 
@@ -88,7 +89,7 @@ class _Cut:
             keras.Input(
                 batch_shape=[None if old is None else new for old, new in zip(t.shape, shape, strict=True)],
                 dtype=t.dtype,
-                name=_name_of(t),
+                name=name_of(t),
             )
             for t, shape in zip(graph.inputs, shapes, strict=True)
         ]
@@ -219,10 +220,3 @@ def _along(flow: Flow, values: Any) -> np.ndarray:
     """Constants in a shape in which they broadcast along the axis of the channels."""
     after = len(flow.shape) - 1 - flow.labeled()[0] if values.size else 0
     return values.reshape(-1, *[1] * after)
-
-
-def _name_of(tensor: Any) -> str:
-    """The name of the input layer behind a tensor; a traced model has none."""
-    history = getattr(tensor, "_keras_history", None)
-    operation = getattr(history, "operation", None)
-    return tensor.name if operation is None else operation.name

@@ -160,6 +160,9 @@ def test_user_layers_and_subclassed_models_are_traced_and_left_alone():
     assert len(model.block.inner._inbound_nodes) == nodes
     with pytest.raises(ValueError, match="pass input_shape"):
         measure.macs(model)
+    for wrong in ("3,5", (None, 3, 5), (0, 5), [(3, None)]):
+        with pytest.raises(ValueError, match="must be the shape of one sample in whole numbers, without the batch"):
+            measure.macs(model, wrong)
 
 
 class Opaque(layers.Layer):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from kdopt.graph.inline import trace
 from kdopt.quantization.tfmot import bridge
 from kdopt.quantization.tfmot.bridge import Blueprint, check_equal, emit, probe
-from kdopt.quantization.tfmot.trace import trace
 
 
 def randomize(model, seed=0):

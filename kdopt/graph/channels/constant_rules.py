@@ -50,7 +50,7 @@ SAME_IN_TRAINING = (L.Resizing, L.CenterCrop)  # for these Keras records trainin
 
 def rule_of(operation: Any) -> Rule | None:
     """The rule of a layer or operation, by its very class; `None` where nothing is known."""
-    return _RULES.get(type(operation)) or (_zero_stays if keeps_zeros(operation) else None)
+    return _RULES.get(type(operation)) or (_zeros_made if keeps_zeros(operation) else None)
 
 
 def inside(constants: Any, call: Call, slot: Slot) -> np.ndarray | None:
@@ -108,6 +108,12 @@ def _bidirectional(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray
 def _embedding(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray | None:
     zero = constants.zero(call.operation._embeddings, labels)
     return None if zero is None or call.operation.mask_zero else np.where(zero, 0.0, np.nan)
+
+
+def _zeros_made(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray:
+    """What a user's layer lets through as zero, or makes with nothing but zeros: kernel, bias."""
+    made = constants.zeros_of(call.operation, labels)
+    return _zero_stays(constants, call, labels) if made is None else np.where(made, 0.0, np.nan)
 
 
 def _zero_stays(constants: Any, call: Call, labels: np.ndarray) -> np.ndarray:

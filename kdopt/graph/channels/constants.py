@@ -101,6 +101,17 @@ class Constants:
             self._memo[id(kernel), axis] = found
         return found
 
+    def zeros_of(self, layer: Any, labels: np.ndarray) -> np.ndarray | None:
+        """For each channel whether all weights of it in a layer are zero; `None` if the layer does not make these."""
+        own = [slot for variable in layer.variables for slot in self._slots.get(id(variable), [])]
+        makes = [slot.variable for slot in own if slot.role == "makes" and self._same(slot.labels, labels)]
+        found = [zero for variable in makes if (zero := self.zero(variable, labels)) is not None]
+        for slot in own:
+            if slot.role == "follows" and self._same(slot.labels, labels):
+                value = np.moveaxis(self.value(slot.variable), slot.axis, 0)
+                found.append(~(value.reshape(value.shape[0], -1) != 0).any(1))
+        return np.logical_and.reduce(found) if makes and found else None
+
     def follows(self, variable: Any, labels: np.ndarray) -> bool:
         """Whether a Variable, if there is one, has a value for each of these identities."""
         slots = [] if variable is None else self._slots.get(id(variable), [])

@@ -169,11 +169,25 @@ def _call(found: ChannelGraph, call: Call, path: str) -> list[Flow]:
     made = rule(found.labels, operation, call)
     if not all(isinstance(flow, Flow) for flow in (made if isinstance(made, list) else [made])):
         raise TypeError(f"The channel_rule of {type(operation).__name__} must return a Flow, or a list; got {made!r}.")
+    _check_sizes(call, made if isinstance(made, list) else [made])
     outputs = [replace(flow) for flow in (made if isinstance(made, list) else [made])]  # each a tensor of its own
     if found.outputs[id(operation)] and resize_of(operation) is not None:
         _go_together(found.labels, operation, found.outputs[id(operation)][0], outputs)
     found.calls.append((call, outputs))
     return outputs
+
+
+def _check_sizes(call: Call, flows: list[Flow]) -> None:
+    """Refuses a rule whose identities are not as many as the output has channels."""
+    for flow, shape in zip(flows, call.shapes, strict=False):
+        for axis in flow.labeled():
+            size = np.asarray(flow.labels[axis]).size
+            if len(flow.shape) != len(shape) or shape[axis] not in (None, size):
+                raise TypeError(
+                    f"The channel_rule of {type(call.operation).__name__} returned a Flow of the shape {flow.shape} "
+                    f"for an output of the shape {shape}. A layer that makes channels names them, `made = labels.makes("
+                    "layer, layer.kernel, -1)`, and returns `call.x.given(call.shape, {-1: made})`."
+                )
 
 
 def _go_together(labels: Labels, operation: Any, first: list[Flow], now: list[Flow]) -> None:

@@ -70,10 +70,12 @@ def channel_rule(*classes: type, keeps_zeros: bool = False) -> Callable[[Rule], 
 
     Args:
         *classes: `keras.layers.Layer` classes, or classes of `keras.ops` operations.
-        keeps_zeros: Whether a channel that is zero everywhere comes out as zero, so that channels which training made
-            zero can go (`criterion="mask"`). Defaults to `False`: they stay.
+        keeps_zeros: Whether a channel that is zero everywhere comes out as zero, and one that the layer makes with
+            weights that are all zero (kernel and bias), so that channels which training made zero can go
+            (`criterion="mask"`). Defaults to `False`: they stay.
 
-    Raises: TypeError for what is no class; when a model is traced, for a rule that returns no `Flow`.
+    Raises: TypeError for what is no class; when a model is traced, for a rule that returns no `Flow`, or one of another
+        size than the output's.
 
     Example:
     ```
@@ -81,6 +83,17 @@ def channel_rule(*classes: type, keeps_zeros: bool = False) -> Callable[[Rule], 
     def my_scale(labels, layer, call):
         labels.follows(layer, layer.scale, 0, call.x.at(-1))
         return call.x
+
+    @channel_rule(MyDense, keeps_zeros=True)       # a kernel (inputs, outputs), a bias
+    def my_dense(labels, layer, call):
+        labels.reads(layer, layer.kernel, 0, call.x.at(-1))
+        made = labels.makes(layer, layer.kernel, 1)
+        labels.follows(layer, layer.bias, 0, made)
+        return call.x.given(call.shape, {-1: made})
+
+    @resize_rule(MyDense)                          # `units` is an argument of its constructor
+    def smaller(layer, size, outputs):
+        return {"units": size(layer.kernel)[-1]}   # and MyDense.get_prunable_weights returns [self.kernel]
     ```
     """
 
@@ -195,6 +208,11 @@ def renewed(operation: Any, size: Callable[[keras.Variable], tuple[int, ...]], o
     changed = rule(operation, size, outputs) if rule else {}
     if not isinstance(changed, dict):
         raise TypeError(f"The resize_rule of {type(operation).__name__} must return a dict; got {changed!r}.")
+    if unknown := set(changed) - set(config):
+        raise TypeError(
+            f"The resize_rule of {type(operation).__name__} changes {', '.join(map(repr, sorted(unknown)))}, which "
+            f"its get_config() does not have: {', '.join(map(repr, sorted(config)))}."
+        )
     return type(operation).from_config({**config, **changed})
 
 

@@ -50,6 +50,8 @@ def apply_plan(model: keras.Model, plan: ChannelPlan, check: bool = True) -> ker
     """
     if not isinstance(plan, ChannelPlan):
         raise TypeError(f"`plan` must be a ChannelPlan, e.g. ChannelPlan.load(path); got {type(plan).__name__}.")
+    if not isinstance(check, (bool, np.bool_)):
+        raise TypeError(f"`check` must be True or False; got {check!r}.")
     plan.check(model)
     graph = trace_channels(model, allow_normalized_axes=plan.normalized)
     removed = _identities(model, plan, graph)

@@ -74,12 +74,16 @@ def plan_channels(
             by their scores as they are, and every such kind loses the same share.
         minimum: Integer >= 0, channels that stay of each group. With `0` those of a residual branch may all go: its
             layers go, too, and the model becomes less deep; and so do those of a branch that adds nothing but a
-            constant as it is, e.g. with a last gamma of zero. That is for branches that training has emptied: by scores
-            divided by their group's mean no group goes as a whole. Defaults to `1`.
-        round_to: Integer >= 1: what stays of a group is a multiple of it, or all. Or a target, `"arm"` (8) or
-            `"avx512"` (32), which computes that many channels at a time; `measure_round_to` finds it for a device.
-        layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all that are trained; those of layers
-            with `trainable=False` stay.
+            constant as it is, e.g. with a last gamma of zero. A channel is gone from a branch if its kernel, bias,
+            gamma and beta are zero, or if what reads it can take over the constant that is left. That is for branches
+            that training has emptied: by scores divided by their group's mean no group goes as a whole. Defaults to
+            `1`.
+        round_to: Integer >= 1: what stays of a group is a multiple of it, or all; so a step less than the target may be
+            left. Or a target, `"arm"` (8) or `"avx512"` (32), which computes that many channels at a time;
+            `measure_round_to` finds it for a device.
+        layers: Whose channels may go, as in `GradualPruning`. Defaults to `None`: all that are trained; what a layer
+            with `trainable=False` makes stays, while it may read fewer, and a frozen BatchNormalization follows what it
+            normalizes.
         exclude: List of layers, names, classes, regular expressions: whose channels stay.
         normalize: Whether scores are divided by their group's mean; without it some layers may keep single channels.
             Defaults to `None`: yes, but with `scope="isomorphic"`.
@@ -110,6 +114,9 @@ def plan_channels(
     multiple = checked_round_to(round_to)
     given = dict(zip(TARGETS, (channels, parameters, macs, size_bytes, latency), strict=True))
     target = _checked_target(given, criterion, latency_of, data)
+    for name, flag in (("normalize", normalize), ("allow_normalized_axes", allow_normalized_axes)):
+        if not (flag is None and name == "normalize") and not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"`{name}` must be True or False; got {flag!r}.")
     _refuse_wrapped(model)
     _refuse_nan(model)
     graph = trace_channels(model, allow_normalized_axes=allow_normalized_axes)
@@ -133,17 +140,26 @@ def plan_channels(
     cost = None if target is None else _cost_of(target[0], costs, ranking, build, latency_of)
 
     def choose() -> np.ndarray:
-        return ranking.dead() if target is None or cost is None else _search(ranking, cost, *target, graph)
+        if target is None or cost is None:
+            return ranking.dead()
+        found, limit = _search(ranking, cost, *target, graph)
+        # Not for a latency, of which each question is a measurement.
+        return found if multiple == 1 or latency is not None else ranking.give_back(found, lambda g: cost(g) <= limit)
 
     removed = choose()
     while (found := left(removed)).refused:  # branches that could go, but not beside all others
         ranking.hold(found.emptied)
         removed = choose()
+    if target is None:
+        _freeze_zeros(graph, left(removed), removed)
     graph.labels.freeze(ranking.whole(), "`round_to` or `minimum` keeps all")
     made = _plan(model, graph, removed, costs, allow_normalized_axes)
     dead_ones = int(np.isin(dead.roots, removed).sum())
-    met = None if target is None or cost is None else (target[0], cost(None), cost(removed))
-    return replace(made, dead=dead_ones, branches=not minimum, target=met)
+    if target is None or cost is None:
+        return replace(made, dead=dead_ones, branches=not minimum)
+    met = (target[0], cost(None), cost(removed))
+    asked = target[1] * met[1] if target[1] < 1 else target[1]
+    return replace(made, dead=dead_ones, branches=not minimum, target=met, asked=asked)
 
 
 def _checked_target(
@@ -163,6 +179,8 @@ def _checked_target(
     name, value = next(iter(named.items()))
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
         raise ValueError(f"`{name}` must be a fraction in (0, 1), or a number of 1 or more; got {value!r}.")
+    if latency_of is not None and not callable(latency_of):
+        raise TypeError(f"`latency_of` must be a function model -> number; got {latency_of!r}.")
     if (name == "latency") != (latency_of is not None):
         raise ValueError("`latency` and `latency_of` (a function model -> milliseconds) go together.")
     return name, float(value)
@@ -184,23 +202,31 @@ def _cost_of(
         def measured(removed: np.ndarray | None) -> float:
             key = None if removed is None else removed.tobytes()
             if key not in known:
-                known[key] = float(latency_of(build(removed)))
+                known[key] = _checked_latency(latency_of(build(removed)))
             return known[key]
 
         return measured
     return getattr(costs, name)
 
 
+def _checked_latency(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+        raise TypeError(
+            f"`latency_of` must return a number, e.g. `benchmark(...).median_ms` and not the record; got {value!r}."
+        )
+    return float(value)
+
+
 def _search(
     ranking: Ranking, cost: Callable[[np.ndarray | None], float], name: str, target: float, graph: ChannelGraph
-) -> np.ndarray:
-    """The fewest channels whose absence meets the target, by halving."""
+) -> tuple[np.ndarray, float]:
+    """(the fewest channels whose absence meets the target, what may be left), by halving."""
     whole, nothing = cost(None), np.empty(0, int)
     unit = ",.6g" if name == "latency" else ",.0f"
     limit = target * whole if target < 1 else target
     low, high = 0, len(ranking)
     if whole <= limit or cost(nothing) <= limit:
-        return nothing
+        return nothing, limit
     least = cost(ranking.removed(high))
     if least > limit:
         frozen = sorted(set(graph.labels.frozen().values()))
@@ -213,7 +239,7 @@ def _search(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(ranking.removed(middle)) <= limit else (middle, high)
-    return ranking.removed(high)
+    return ranking.removed(high), limit
 
 
 def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: Costs, normalized: bool) -> ChannelPlan:
@@ -242,6 +268,16 @@ def _plan(model: keras.Model, graph: ChannelGraph, removed: np.ndarray, costs: C
     return ChannelPlan(tuple(entries), shapes, tuple(layers), counts, macs, normalized)
 
 
+def _freeze_zeros(graph: ChannelGraph, constants: Constants, removed: np.ndarray) -> None:
+    """Says of channels why they stay although their kernel is zero."""
+    for slot in graph.labels.slots():
+        zero = constants.zero(slot.variable, slot.labels) if slot.role == "makes" else None
+        if zero is not None:
+            roots = graph.labels.roots(slot.labels[zero])
+            reason = "its kernel is zero, but it is no constant where it is read, or the reader cannot take that over"
+            graph.labels.freeze(roots[~np.isin(roots, removed)], f"{reason} (padding, no bias)")
+
+
 def _row(path: str, slot: Slot, own: Sequence[Slot]) -> str:
     """The path of a layer, and which of its kernels and axes, if it makes channels of several kinds."""
     if len(own) < 2:
@@ -260,6 +296,11 @@ def _refuse_nan(model: keras.Model) -> None:
 
 
 def _refuse_wrapped(model: keras.Model) -> None:
+    if callable(getattr(model, "strip", None)) and hasattr(model, "__tflite_source__"):
+        raise TypeError(
+            f"{model.name!r} trains with rounding: shrink first and quantize then, or shrink `model.strip()`, which "
+            "has the trained weights, and quantize that."
+        )
     wrapped = [layer.name for layer in model._flatten_layers() if hasattr(layer, "to_plain")]
     if wrapped:
         raise ValueError(

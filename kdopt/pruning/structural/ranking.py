@@ -46,6 +46,19 @@ class Ranking:
             gone += [unit.root for unit in own[: len(own) - self._kept(group, len(own) - round(wanted[group]))]]
         return np.array(sorted(gone), int)
 
+    def give_back(self, removed: np.ndarray, fits: Callable[[np.ndarray], bool]) -> np.ndarray:
+        """What goes once steps of `round_to` channels that need not go stay after all, those worth most first."""
+        gone = set(removed.tolist())
+        lost = {group: [unit for unit in own if unit.root in gone] for group, own in self._groups.items()}
+        while lost := {group: units for group, units in lost.items() if units and units[-1].score > 0}:
+            group = max(lost, key=lambda g: sum(unit.score for unit in lost[g][-self._round_to :]))
+            back = {unit.root for unit in lost[group][-self._round_to :]}
+            if fits(np.array(sorted(gone - back), int)):
+                gone, lost[group] = gone - back, lost[group][: -self._round_to]
+            else:
+                del lost[group]
+        return np.array(sorted(gone), int)
+
     def hold(self, roots: np.ndarray) -> None:
         """Keeps one more channel for good: of some identities the one that is worth most."""
         held = set(roots.tolist())

@@ -48,6 +48,7 @@ class ChannelPlan:
         branches: Whether layers go, too, that add nothing but a constant.
         dead: Integer, how many of the channels that go carried nothing but a constant.
         target: (name, before, after) of what the target was set for, e.g. `("latency", 1.2, 0.6)`; `None` without one.
+        asked: What might be left of it at most, in the same unit; `None` without a target.
     """
 
     removed: tuple[tuple[int, int, tuple[int, ...]], ...]
@@ -59,6 +60,7 @@ class ChannelPlan:
     dead: int = 0
     branches: bool = False
     target: tuple[str, float, float] | None = None
+    asked: float | None = None
 
     def __repr__(self) -> str:
         return f"ChannelPlan(parameters={self.parameters}, macs={self.macs}); print(plan.summary()) shows it all"
@@ -69,6 +71,9 @@ class ChannelPlan:
         Raises: ValueError.
         """
         shapes = tuple(tuple(weight.shape) for weight in model.weights)
+        wrong = [i for i, axis, places in self.removed if not _fits(shapes, i, axis, places)]
+        if shapes == self.shapes and wrong:
+            raise ValueError(f"The plan is damaged: it removes channels that weight {wrong[0]} of the model has not.")
         if shapes != self.shapes:
             first = next(
                 (i for i, pair in enumerate(zip(shapes, self.shapes, strict=False)) if pair[0] != pair[1]), None
@@ -96,10 +101,13 @@ class ChannelPlan:
         lines.append(_ratio("parameters", self.parameters))
         if self.macs is not None:
             lines.append(_ratio("multiply-accumulates", self.macs))
-        if self.target is not None and self.target[0] not in ("parameters", "macs"):
+        if self.target is not None:
             name, whole, left = self.target
-            lines.append(f"{name}: {whole:,.6g} -> {left:,.6g} ({whole / max(left, 1e-12):.2f}x less)")
-        if not self.removed:
+            asked = f"at most {(self.asked or whole) / whole:.3f} of it asked for, {left / whole:.3f} left"
+            lines.append(f"{name}: {whole:,.6g} -> {left:,.6g} ({asked})")
+        if emptied := [layer.layer for layer in self.layers if not layer.after]:
+            lines.append(f"layers that go as a whole: {', '.join(emptied)}")
+        elif not self.removed:
             lines.append("no channels are to go")
         if self.dead:
             lines.append(f"dead channels, with which nothing is lost: {self.dead:,}")
@@ -125,11 +133,19 @@ class ChannelPlan:
             )
             tuples = ("parameters", "macs", "target")
             pairs = {name: None if stored[name] is None else tuple(stored[name]) for name in tuples}
-            facts: dict[str, Any] = {**pairs, **{name: stored[name] for name in ("normalized", "dead", "branches")}}
+            facts: dict[str, Any] = {
+                **pairs,
+                **{name: stored[name] for name in ("normalized", "dead", "branches", "asked")},
+            }
             return cls(removed, shapes, layers, **facts)
         except (ValueError, TypeError, KeyError) as error:
             told = f"{type(error).__name__}: {str(error)[:100]}"
             raise ValueError(f"{str(path)!r} is no plan of this version of kdopt ({told}).") from error
+
+
+def _fits(shapes: tuple[tuple[int, ...], ...], index: int, axis: int, places: tuple[int, ...]) -> bool:
+    known = 0 <= index < len(shapes) and 0 <= axis < len(shapes[index])
+    return known and all(0 <= place < shapes[index][axis] for place in places)
 
 
 def _ratio(what: str, pair: tuple[int, int]) -> str:

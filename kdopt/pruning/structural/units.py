@@ -59,7 +59,7 @@ def units_of(
     Raises: ValueError if no channel may go.
     """
     found, skipped = find_kernels(model)
-    excluded = [] if exclude is None else select(found, exclude, skipped)
+    excluded = [] if exclude is None else select(found, exclude, skipped, "exclude")
     views = [view for view in select(found, layers, skipped) if not any(view is one for one in excluded)]
     _freeze(graph, found, views, excluded)
     if criterion == "mask":

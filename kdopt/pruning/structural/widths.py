@@ -60,6 +60,8 @@ def measure_round_to(
     ```
     """
     check_integer("repeats", repeats)
+    if not callable(latency_of):
+        raise TypeError(f"`latency_of` must be a function model -> number; got {latency_of!r}.")
     sizes = sorted({check_integer("widths", width) for width in widths})
     if len(sizes) < 8 or all(size % max(_CANDIDATES) == 0 for size in sizes):
         raise ValueError(f"`widths` must be eight different integers at least, not all multiples of 64; got {sizes}.")

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 
+from kdopt.graph.inline import Call, Ref
 from kdopt.quantization.tfmot.rewrites import elu
 from kdopt.quantization.tfmot.steps import Step
-from kdopt.quantization.tfmot.trace import Call, Ref
 
 # Equal in both Keras; `hard_sigmoid` and `hard_silu` are not.
 _ACTIVATIONS = {

@@ -13,10 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdopt.graph.inline import Trace, trace
 from kdopt.quantization.tfmot import opaque
 from kdopt.quantization.tfmot.backend import load
+from kdopt.quantization.tfmot.checks import functional_of
 from kdopt.quantization.tfmot.steps import Step
-from kdopt.quantization.tfmot.trace import Trace, functional_of, trace
 from kdopt.quantization.tfmot.translate import translate
 
 _TOLERANCE = 1e-3
@@ -31,6 +32,7 @@ class Blueprint:
 
     @classmethod
     def of(cls, model: Any) -> "Blueprint":
+        functional_of(model)
         traced = trace(model)
         used = [index for call in traced.calls for index in call.outputs] + [entry.index for entry in traced.inputs]
         counter = iter(range(max(used) + 1, 1 << 30))

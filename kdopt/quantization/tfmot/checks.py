@@ -1,8 +1,11 @@
 """What cannot be rebuilt, refused with the layer's name and the way out."""
 
-import keras
+from typing import Any
 
-from kdopt.quantization.tfmot.trace import Call
+import keras
+from keras.src.models.functional import Functional
+
+from kdopt.graph.inline import Call
 
 
 def check_dtypes(call: Call) -> None:
@@ -36,3 +39,25 @@ def check_unmasked(call: Call) -> None:
             f"which quantize_aware does "
             "not carry. Way out: pass the mask as a tensor of its own and multiply by it."
         )
+
+
+def functional_of(model: Any) -> Functional:
+    """The Functional graph behind `model`.
+
+    Raises: TypeError for a subclassed model, ValueError for an unbuilt Sequential; both name the way out.
+    """
+    if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
+        if model._functional is None:
+            raise ValueError(
+                f"The Sequential model {model.name!r} is not built: start it with `keras.Input(shape)`, or call "
+                "`model.build((None, ...))` first."
+            )
+        return model._functional
+    if isinstance(model, Functional) and type(model).call is Functional.call:
+        return model
+    raise TypeError(
+        f"Expected a Keras 3 Sequential or Functional model; received {type(model).__name__}, which "
+        f"computes its outputs in "
+        "Python code that cannot be rebuilt layer by layer. Way out: write it with the functional API, "
+        "`keras.Model(inputs, outputs)`; parts with their own `call` may stay as layers in it."
+    )

@@ -4,7 +4,6 @@ Its Variables are the net's tf.Variables and its `call` runs the net; so optimiz
 and distillers see an ordinary Keras 3 model, and nothing is translated in either direction.
 """
 
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,16 +11,15 @@ import numpy as np
 
 from kdopt.core.kernels import find_kernels
 from kdopt.core.notices import warn_user
-from kdopt.quantization.data import calibration_batches
+from kdopt.graph.inline import TracedInput, trace
+from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.data import calibration_batches, sample
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot.annotate import is_rolled
+from kdopt.quantization.tfmot.checks import functional_of
 from kdopt.quantization.tfmot.holder import QuantizedLayer
 from kdopt.quantization.tfmot.net import QuantizedNet
-from kdopt.quantization.tfmot.peek import peek
 from kdopt.quantization.tfmot.steps import variable_keys
-from kdopt.quantization.tfmot.trace import functional_of, trace
-
-_SAMPLE_FILE = "calibration.npz"
 
 
 class _Hidden:
@@ -31,12 +29,11 @@ class _Hidden:
         self.source = source
         self.net = net
         self.graph = functional_of(source)
-        self.sample: list[np.ndarray] | None = None
         self.prunable: list[tuple[str, keras.Variable, int]] = []
 
 
 @keras.saving.register_keras_serializable("kdopt")
-class QuantizedModel(keras.Model):
+class QuantizedModel(QuantizationAware):
     """Quantization-aware training of a Keras 3 model on tfmot's 8-bit scheme.
 
     Made by `kdopt.quantization.quantize_aware`. `model.layers` are named as in the source and hold its variables
@@ -67,7 +64,8 @@ class QuantizedModel(keras.Model):
         self._holders = self._make_holders(net)
         self._hidden.prunable = self._find_prunable(source)
         if data:
-            self._hidden.sample = net.calibrate(data)
+            net.calibrate(data)
+            self.__dict__["_kept"] = sample(data)
         self.built = True
 
     @staticmethod
@@ -95,6 +93,14 @@ class QuantizedModel(keras.Model):
         return [(view.path, variables[own[id(view.variable)]], view.channel_axis) for view in views]
 
     @property
+    def _inputs(self) -> tuple[TracedInput, ...]:
+        return self._hidden.net.blueprint.trace.inputs
+
+    @property
+    def _graph(self) -> Any:
+        return self._hidden.graph
+
+    @property
     def report(self) -> tuple[LayerReport, ...]:
         """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
         return self._hidden.net.report
@@ -107,37 +113,8 @@ class QuantizedModel(keras.Model):
         with tf.init_scope():
             return float(self._hidden.net.batches.numpy()) > 0
 
-    @property
-    def output_names(self) -> list[str] | None:
-        """Names of the source's outputs, for losses and metrics by name."""
-        return getattr(self._hidden.graph, "output_names", None)
-
-    def calibrate(self, data: Any) -> None:
-        """Sets all ranges from data, with the weights as they are.
-
-        Args:
-            data: Data as in `quantize_aware`.
-        """
-        hidden = self._hidden
-        hidden.sample = hidden.net.calibrate(calibration_batches(data, hidden.net.blueprint.trace.inputs))
-
-    def call(self, inputs: Any, training: Any = None) -> Any:
-        if not training and not self.calibrated:
-            raise RuntimeError(
-                f"The ranges of {self.name!r} have not seen any data, so its outputs would mean nothing. Way out: pass "
-                "`calibration=x_train[:256]` to quantize_aware, call `model.calibrate(x_train[:256])`, or train first."
-            )
-        import tensorflow as tf
-
-        outputs = self._run(self._flat(inputs), bool(training))
-        if training:
-            # Tied to the outputs: a step that finds the data at its end must not count.
-            with tf.control_dependencies(outputs):
-                self.range_updates.assign_add(1.0)
-        for loss in self._hidden.net.model.losses:
-            self.add_loss(loss)
-        packed = keras.tree.pack_sequence_as(self._hidden.graph._outputs_struct, outputs)
-        return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
+    def _set_ranges(self, batches: list[list[np.ndarray]]) -> None:
+        self._hidden.net.calibrate(batches)
 
     def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
         del training
@@ -145,22 +122,6 @@ class QuantizedModel(keras.Model):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self._hidden.source.compute_output_shape(input_shape)
-
-    def build(self, input_shape: Any = None) -> None:
-        del input_shape
-        self.built = True
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; a model without calibration first calibrates on the first batches of `x`.
-
-        Data that cannot be read twice (a generator) is left alone: the ranges then learn from the first training
-        batches.
-        """
-        if not self.calibrated:
-            first = peek(x, self._hidden.net.blueprint.trace.inputs)
-            if first is not None:
-                self.calibrate(first)
-        return super().fit(x, *args, **kwargs)
 
     def get_prunable_weights(self) -> list[tuple[str, keras.Variable, int]]:
         """The float kernels, never the fake-quantized ones: `(name in the source, variable, axis of the channels)`."""
@@ -190,12 +151,22 @@ class QuantizedModel(keras.Model):
         }
         return {**found, "range_updates": self.range_updates}
 
-    def _flat(self, inputs: Any) -> list[Any]:
-        return list(self._hidden.graph._standardize_inputs(inputs))
-
     def _run(self, tensors: list[Any], training: bool) -> list[Any]:
-        outputs = self._hidden.net.model(tensors if len(tensors) > 1 else tensors[0], training=training)
-        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        net = self._hidden.net.model
+        outputs = net(tensors if len(tensors) > 1 else tensors[0], training=training)
+        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        if training:
+            import tensorflow as tf
+
+            # Tied to the outputs: a step that finds the data at its end must not count.
+            with tf.control_dependencies(outputs):
+                self.range_updates.assign_add(1.0)
+        for loss in net.losses:
+            self.add_loss(loss)
+        return outputs
+
+    def _converted(self) -> tuple[Any, Any]:
+        return self._hidden.net.model, lambda *tensors: self._run(list(tensors), training=False)
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name, "source": keras.saving.serialize_keras_object(self._hidden.source)}
@@ -204,9 +175,6 @@ class QuantizedModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "QuantizedModel":
         source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
         return cls(source, name=config["name"])
-
-    def get_build_config(self) -> dict[str, Any] | None:
-        return None
 
     def save_own_variables(self, store: Any) -> None:
         for key, variable in self._by_key().items():
@@ -219,43 +187,6 @@ class QuantizedModel(keras.Model):
             raise ValueError(f"The file lacks {len(missing)} variables of {self.name!r}, e.g. {missing[:3]}.")
         for key, variable in own.items():
             variable.assign(store[_stored(key)])
-
-    def save_assets(self, dir_path: str) -> None:
-        if self._hidden.sample is not None:
-            names = [entry.name for entry in self._hidden.net.blueprint.trace.inputs]
-            arrays: dict[str, Any] = dict(zip(names, self._hidden.sample, strict=True))
-            np.savez_compressed(Path(dir_path) / _SAMPLE_FILE, **arrays)
-
-    def load_assets(self, dir_path: str) -> None:
-        path = Path(dir_path) / _SAMPLE_FILE
-        if path.exists():
-            with np.load(path) as stored:
-                self._hidden.sample = [stored[entry.name] for entry in self._hidden.net.blueprint.trace.inputs]
-
-    def __tflite_source__(self) -> dict[str, Any]:
-        """What a `.tflite` converter needs: function, signature, and a sample for the tensors without a range."""
-        import tensorflow as tf
-
-        if not self.calibrated:
-            raise RuntimeError(
-                f"The ranges of {self.name!r} have not seen any data: train it, or call `calibrate(data)`."
-            )
-        hidden = self._hidden
-        inputs = hidden.net.blueprint.trace.inputs
-        names = tuple(self.output_names or [f"output_{i}" for i in range(len(hidden.graph.outputs))])
-
-        def function(*tensors: Any) -> dict[str, Any]:
-            return dict(zip(names, self._run(list(tensors), training=False), strict=True))
-
-        sample = hidden.sample
-        return {
-            "module": hidden.net.model,
-            "function": function,
-            "inputs": {e.name: tf.TensorSpec((None, *e.shape[1:]), e.dtype, name=e.name) for e in inputs},
-            "outputs": names,
-            "has_ranges": True,
-            "calibration": None if sample is None else dict(zip((e.name for e in inputs), sample, strict=True)),
-        }
 
 
 def _stored(key: str) -> str:

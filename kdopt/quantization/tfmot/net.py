@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from kdopt.quantization.data import sample
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot import quantizers
 from kdopt.quantization.tfmot.annotate import Placement, place
@@ -69,8 +68,8 @@ class QuantizedNet:
     def report(self) -> tuple[LayerReport, ...]:
         return self.placement.report
 
-    def calibrate(self, data: list[list[np.ndarray]]) -> list[np.ndarray]:
-        """Sets all ranges from batches of data; returns the sample to keep."""
+    def calibrate(self, data: list[list[np.ndarray]]) -> None:
+        """Sets all ranges from batches of data."""
         measured = activation_ranges(self.blueprint, self.placement.tensors, data, self._weights)
         for index, (low, high) in measured.items():
             _, _, minimum, maximum = self.ranges[index]
@@ -78,7 +77,6 @@ class QuantizedNet:
             maximum.assign(high)
         self.set_kernel_ranges()
         self.batches.assign(quantizers.SETTLED)
-        return sample(data)
 
     def set_kernel_ranges(self) -> None:
         """Sets the range of each kernel to its largest magnitude, as a training step would."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
+from kdopt.graph.inline import Call, Ref
 from kdopt.quantization.tfmot.backend import load
 from kdopt.quantization.tfmot.steps import Step
-from kdopt.quantization.tfmot.trace import Call, Ref
 
 
 class Template:

@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
+from kdopt.graph.inline import Call, Ref
 from kdopt.quantization.tfmot.steps import Step
-from kdopt.quantization.tfmot.trace import Call, Ref
 
 _MERGES = {"Add", "Subtract", "Multiply", "Maximum", "Minimum"}
 

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from kdopt.graph.inline import Call
 from kdopt.quantization.tfmot.steps import Step, Weight, variable_keys
-from kdopt.quantization.tfmot.trace import Call
 
 
 def rewrite(call: Call) -> Step | None:

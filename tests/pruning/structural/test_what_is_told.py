@@ -36,7 +36,7 @@ def test_an_excluded_depthwise_layer_keeps_its_channels_and_says_so():
     assert widths(plan)["first"] == 16
     assert widths(plan)["last"] < 12
     assert (reasons(plan)["first"], reasons(plan)["last"]) == ("'dw' is excluded", "")
-    with pytest.raises(ValueError, match=r"`layers` must be a list, e.g. \['dw'\]"):
+    with pytest.raises(ValueError, match=r"`exclude` must be a list, e.g. \['dw'\]"):
         plan_channels(chain(), parameters=0.7, exclude="dw")
 
 
@@ -159,7 +159,9 @@ def test_the_target_is_told(tmp_path):
     model = chain()
     plan = plan_channels(model, latency=0.7, latency_of=lambda m: measure.parameters(m) / 1000)
     assert plan.target == ("latency", measure.parameters(model) / 1000, plan.parameters[1] / 1000)
-    assert re.search(r"^latency: 0\.\d+ -> 0\.\d+ \(1\.\d\dx less\)$", plan.summary(), re.M)
+    told = r"^latency: 0\.\d+ -> 0\.\d+ \(at most 0\.700 of it asked for, 0\.\d{3} left\)$"
+    assert re.search(told, plan.summary(), re.M)
+    assert plan.asked == pytest.approx(0.7 * measure.parameters(model) / 1000)
     assert ChannelPlan.load(plan.save(tmp_path / "plan.json")) == plan
     assert plan_channels(model, size_bytes=0.5).target[0] == "size_bytes"
     assert len(repr(plan)) < 150

@@ -1,0 +1,135 @@
+"""What quantization-aware models of all engines share: calibration, its sample, what they tell a converter."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.graph.inline import TracedInput
+from kdopt.quantization.data import calibration_batches, sample
+from kdopt.quantization.peek import peek
+from kdopt.quantization.report import LayerReport
+
+_SAMPLE_FILE = "calibration.npz"
+
+
+class QuantizationAware(keras.Model):
+    """A Keras 3 model that trains with the rounding of its int8 `.tflite`.
+
+    Ranges follow the data in training and are fixed in inference. An engine says how: `_inputs`, `_graph`,
+    `_set_ranges`, `_run`, `_converted`.
+    """
+
+    # One array an input. Set in `__dict__`, where Keras does not look for what to track.
+    _kept: list[np.ndarray] | None = None
+
+    @property
+    def _inputs(self) -> tuple[TracedInput, ...]:
+        raise NotImplementedError
+
+    @property
+    def _graph(self) -> Any:
+        """The `keras.Function` behind the source: how inputs and outputs are packed, and their names."""
+        raise NotImplementedError
+
+    def _set_ranges(self, batches: list[list[np.ndarray]]) -> None:
+        raise NotImplementedError
+
+    def _run(self, tensors: list[Any], training: bool) -> list[Any]:
+        raise NotImplementedError
+
+    def _converted(self) -> tuple[Any, Any]:
+        """What a converter saves: an object that tracks the variables, and `function(*tensors) -> list`."""
+        raise NotImplementedError
+
+    @property
+    def report(self) -> tuple[LayerReport, ...]:
+        """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
+        raise NotImplementedError
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the ranges have seen data."""
+        raise NotImplementedError
+
+    @property
+    def output_names(self) -> list[str] | None:
+        """Names of the source's outputs, for losses and metrics by name."""
+        return getattr(self._graph, "output_names", None)
+
+    def calibrate(self, data: Any) -> None:
+        """Sets all ranges from data, with the weights as they are.
+
+        Args:
+            data: Data as in `quantize_aware`.
+        """
+        batches = calibration_batches(data, self._inputs)
+        self._set_ranges(batches)
+        self.__dict__["_kept"] = sample(batches)
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        if not training and not self.calibrated:
+            raise RuntimeError(
+                f"The ranges of {self.name!r} have not seen any data, so its outputs would mean nothing. Way out: pass "
+                "`calibration=x_train[:256]` to quantize_aware, call `model.calibrate(x_train[:256])`, or train first."
+            )
+        outputs = self._run(list(self._graph._standardize_inputs(inputs)), bool(training))
+        packed = keras.tree.pack_sequence_as(self._graph._outputs_struct, outputs)
+        return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; a model without calibration first calibrates on the first batches of `x`.
+
+        Data that cannot be read twice (a generator) is left alone: the ranges then learn from the first training
+        batches.
+        """
+        if not self.calibrated:
+            first = peek(x, self._inputs)
+            if first is not None:
+                self.calibrate(first)
+        return super().fit(x, *args, **kwargs)
+
+    def build(self, input_shape: Any = None) -> None:
+        del input_shape
+        self.built = True
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        return None
+
+    def save_assets(self, dir_path: str) -> None:
+        kept = self._kept
+        if kept is not None:
+            arrays: dict[str, Any] = dict(zip((entry.name for entry in self._inputs), kept, strict=True))
+            np.savez_compressed(Path(dir_path) / _SAMPLE_FILE, **arrays)
+
+    def load_assets(self, dir_path: str) -> None:
+        path = Path(dir_path) / _SAMPLE_FILE
+        if path.exists():
+            with np.load(path) as stored:
+                self.__dict__["_kept"] = [stored[entry.name] for entry in self._inputs]
+
+    def __tflite_source__(self) -> dict[str, Any]:
+        """What a `.tflite` converter needs: function, signature, and a sample for the tensors without a range."""
+        import tensorflow as tf
+
+        if not self.calibrated:
+            raise RuntimeError(
+                f"The ranges of {self.name!r} have not seen any data: train it, or call `calibrate(data)`."
+            )
+        names = tuple(self.output_names or [f"output_{i}" for i in range(len(self._graph.outputs))])
+        module, run = self._converted()
+
+        def function(*tensors: Any) -> dict[str, Any]:
+            return dict(zip(names, run(*tensors), strict=True))
+
+        kept = self._kept
+        inputs = self._inputs
+        return {
+            "module": module,
+            "function": function,
+            "inputs": {e.name: tf.TensorSpec((None, *e.shape[1:]), e.dtype, name=e.name) for e in inputs},
+            "outputs": names,
+            "has_ranges": True,
+            "calibration": None if kept is None else dict(zip((e.name for e in inputs), kept, strict=True)),
+        }
