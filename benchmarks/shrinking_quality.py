@@ -45,7 +45,8 @@ class Recipe:
     """How a net is trained on: Adam with cosine decay, against the soft targets of the teacher at a temperature.
 
     `hard` is the weight of the labels beside them. The channels go in `rounds`, each time the same share of the
-    multiply-accumulates, with the same share of the epochs after each.
+    multiply-accumulates, with the same share of the epochs after each. With `mixed` each image is blended with another
+    of its batch, by a share drawn evenly from [0, 1], which is for `hard=0` (Beyer et al., CVPR 2022, section 3).
     """
 
     epochs: int
@@ -55,6 +56,7 @@ class Recipe:
     hard: float = 0.1
     temperature: float = 4.0
     rounds: int = 3
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,16 +124,18 @@ class Task:
         rng, count = np.random.default_rng([self.seed, part]), len(labels) // batch * batch
         order = np.concatenate([rng.permutation(len(labels))[:count] for _ in range(epochs)]).astype("int32")
         flips, moves = rng.random(len(order)) < 0.5, rng.integers(0, 2 * shift + 1, (len(order), 2)).astype("int32")
+        shares = rng.random(len(order)).astype("float32") if self.recipe.mixed else np.ones(len(order), "float32")
 
-        def made(index: Any, flip: Any, move: Any) -> tuple[Any, Any]:
+        def made(index: Any, flip: Any, move: Any, share: Any) -> tuple[Any, Any]:
             chosen = tf.gather(images, index)
             chosen = tf.where(flip[:, None, None, None], tf.reverse(chosen, [2]), chosen)
             chosen = tf.pad(chosen, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
             chosen = tf.gather(chosen, move[:, :1] + tf.range(height), axis=1, batch_dims=1)
             chosen = tf.gather(chosen, move[:, 1:] + tf.range(width), axis=2, batch_dims=1)
-            return chosen, tf.gather(labels, index)
+            share = share[:, None, None, None]
+            return share * chosen + (1 - share) * tf.roll(chosen, 1, 0), tf.gather(labels, index)
 
-        stream = tf.data.Dataset.from_tensor_slices((order, flips, moves)).batch(batch)
+        stream = tf.data.Dataset.from_tensor_slices((order, flips, moves, shares)).batch(batch)
         return stream.map(made).prefetch(4), len(order) // batch
 
 
@@ -247,7 +251,8 @@ def run(task: Task, method: str, macs: float, whole: keras.Model, options: Any) 
 def work(options: Any) -> None:
     options.file.parent.mkdir(parents=True, exist_ok=True)
     done = [{k: r.get(k) for k in ("net", "method", "macs", "seed", "recipe", "scope")} for r in lines(options.file)]
-    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "rounds")}
+    done = [{**record, "recipe": {"mixed": False, **record["recipe"]}} for record in done]
+    asked = {name: getattr(options, name) for name in ("epochs", "rate", "hard", "rounds", "mixed")}
     changed = {name: value for name, value in asked.items() if value is not None}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for net in options.net:
@@ -274,7 +279,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def table(options: Any) -> None:
     groups: dict[Any, dict[int, dict[str, Any]]] = defaultdict(dict)
     for record in lines(options.file):
-        key = record["net"], -record["macs"], record["recipe"]["epochs"], record["method"], record["scope"]
+        epochs = str(record["recipe"]["epochs"]) + (" mixed" if record["recipe"].get("mixed") else "")
+        key = record["net"], -record["macs"], epochs, record["method"], record["scope"]
         groups[key][record["seed"]] = record
     print("| net | method | epochs | MACs left | parameters left | validation at once | validation | test | seeds |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -301,6 +307,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what the file holds")
     for name, kind in (("epochs", int), ("rate", float), ("hard", float), ("rounds", int)):
         parser.add_argument(f"--{name}", type=kind, help="instead of the recipe's")
+    parser.add_argument("--mixed", action="store_const", const=True, help="blend images; give --hard 0 with it")
     options = parser.parse_args()
     (table if options.table else work)(options)
 

@@ -8,16 +8,17 @@ import keras
 from kdopt.core.compiling import compile_as
 
 
-def copy_model(model: keras.Model) -> keras.Model:
+def copy_model(model: keras.Model, dtype: str | None = None) -> keras.Model:
     """A new model like `model`, with the same weights, compiled the same way.
 
     Args:
         model: Built `keras.Model`. A subclassed one needs `get_config`, as for saving, and a recorded build.
+        dtype: What all layers that compute in floating point compute in instead. Defaults to `None`: as they do.
 
     Returns: a model that shares nothing with `model`; the state of its optimizer is new.
     Raises: ValueError for a model that Keras cannot make again from its config.
     """
-    copied = _same_kind(model)
+    copied = _same_kind(model) if dtype is None else _from_config(model, dtype)
     if [tuple(w.shape) for w in copied.weights] != [tuple(w.shape) for w in model.weights]:
         raise ValueError(
             f"{model.name!r} made again from its config has other weights. Way out: build a second model yourself and "
@@ -47,13 +48,30 @@ def _uncompiled(config: Any) -> Any:
     return [_uncompiled(value) for value in config] if isinstance(config, list) else config
 
 
+def _in_dtype(config: Any, dtype: str) -> Any:
+    """A config with another dtype policy for all that computes in floating point."""
+    if isinstance(config, list):
+        return [_in_dtype(value, dtype) for value in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        policy = keras.DTypePolicy(config["config"]["name"])
+        return keras.saving.serialize_keras_object(keras.DTypePolicy(dtype)) if "float" in policy.name else config
+    return {name: _in_dtype(value, dtype) for name, value in config.items()}
+
+
 def _same_kind(model: keras.Model) -> keras.Model:
     if isinstance(model, keras.Sequential) or type(model) is keras.Model:
         return keras.models.clone_model(model)
+    return _from_config(model)
+
+
+def _from_config(model: keras.Model, dtype: str | None = None) -> keras.Model:
     try:
         classes = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
         own = {name: cls for name, cls in classes.items() if not cls.__module__.startswith("keras.")}
         config = _uncompiled(keras.saving.serialize_keras_object(model))
+        config = config if dtype is None else _in_dtype(config, dtype)
         copied = keras.saving.deserialize_keras_object(config, custom_objects=own, safe_mode=False)
         if not copied.built:
             copied.build_from_config(model.get_build_config())

@@ -1,12 +1,14 @@
 """Quantization: training with the rounding of the int8 file.
 
 quantize_aware   Keras 3 model -> a copy that trains with int8 rounding
-QuantizedModel   that copy; importing this registers it, so that Keras can load one from a file
+QuantizedModel   that copy, engine "tfmot"; importing this registers it, so that Keras can load one from a file
+NativeModel      that copy, engine "native"
 LayerReport      how one layer is quantized, and why
 """
 
+from kdopt.quantization.native.model import NativeModel
 from kdopt.quantization.quantize import ENGINES, quantize_aware
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot.facade import QuantizedModel
 
-__all__ = ["ENGINES", "LayerReport", "QuantizedModel", "quantize_aware"]
+__all__ = ["ENGINES", "LayerReport", "NativeModel", "QuantizedModel", "quantize_aware"]

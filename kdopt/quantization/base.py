@@ -74,8 +74,10 @@ class QuantizationAware(keras.Model):
                 f"The ranges of {self.name!r} have not seen any data, so its outputs would mean nothing. Way out: pass "
                 "`calibration=x_train[:256]` to quantize_aware, call `model.calibrate(x_train[:256])`, or train first."
             )
-        outputs = self._run(list(self._graph._standardize_inputs(inputs)), bool(training))
-        packed = keras.tree.pack_sequence_as(self._graph._outputs_struct, outputs)
+        graph = self._graph
+        ordered = getattr(graph, "_standardize_inputs", keras.tree.flatten)(inputs)
+        outputs = self._run(list(ordered), bool(training))
+        packed = keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
         return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -3,9 +3,11 @@
 from typing import Any
 
 from kdopt.core.validation import check_one_of
+from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.native.model import NativeModel
 from kdopt.quantization.tfmot.facade import QuantizedModel
 
-ENGINES = ("tfmot",)
+ENGINES = ("tfmot", "native")
 
 
 def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -> Any:
@@ -21,15 +23,18 @@ def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -
     Args:
         model: Keras 3 Sequential or Functional model in float32, built; trained before, best without quantization.
             Nested models are inlined, shared layers stay shared. It is left as it is.
-        engine: `"tfmot"`: TensorFlow Model Optimization's 8-bit scheme. Defaults to `"tfmot"`.
+        engine: `"tfmot"`: TensorFlow Model Optimization's 8-bit scheme. `"native"`: TFLite's int8 scheme in Keras 3
+            itself, kernels with a step for each channel; outputs are what the file computes, to the integer for most
+            nets; subclassed models that can be traced work, too. Defaults to `"tfmot"`.
         calibration: Real inputs (a few hundred samples) that set the ranges before training: an array, a dict by
             input name, a list with one array an input, a `tf.data.Dataset` or an iterable of batches. Defaults to
             `None`: the first data `fit` gets; until then the model does not predict.
 
     Returns: A `keras.Model` with `report`, `strip()`, `calibrate(data)`; `compile`, `fit`, `save` are Keras's own.
-    Raises: TypeError for a subclassed model or one that is quantized already; ValueError for an unknown engine, a
-        model that is not float32 or bad calibration data; RuntimeError naming the layer if the rebuilt model is not
-        equal; ImportError with the pip line if tf_keras or tfmot is missing or does not fit.
+    Raises: TypeError for a subclassed model (`"native"`: one that cannot be traced) or one that is quantized already;
+        ValueError for an unknown engine, bad calibration data and (`"tfmot"`) a model that is not float32; RuntimeError
+        naming the layer if tfmot's copy is not equal; ImportError with the pip line if tf_keras or tfmot is missing or
+        does not fit.
 
     Example:
     ```
@@ -44,9 +49,9 @@ def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -
         Inference", CVPR 2018, equation 12.
     """
     check_one_of("engine", engine, ENGINES)
-    if isinstance(model, QuantizedModel):
+    if isinstance(model, QuantizationAware):
         raise TypeError(
             f"{model.name!r} is quantized already. Train it on with `fit`, set its ranges anew with `calibrate(data)`, "
             "or start from its float weights: `quantize_aware(model.strip(), ...)`."
         )
-    return QuantizedModel(model, calibration)
+    return (QuantizedModel if engine == "tfmot" else NativeModel)(model, calibration)

@@ -1,0 +1,256 @@
+"""One pass over the steps of a model: in float, with rounding as training wants it, or as a converter reads it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops
+from keras.src import backend
+
+from kdopt.graph.inline import Ref
+from kdopt.quantization.native.folding import along, factor_and_offset, is_trained
+from kdopt.quantization.native.placement import Placement
+from kdopt.quantization.native.steps import Step
+from kdopt.quantization.quantizers import fake_quantize, round_between, round_to_step, weight_step
+
+# "float": no rounding, ranges are measured. "rounded": as the file computes. "export": for the converter, weights as
+# constants on their grid, and only those ranges that it cannot conclude.
+Mode = Literal["float", "rounded", "export"]
+Limits = tuple[Any, Any]
+LEVELS = 255
+
+
+class Pass:
+    """One pass.
+
+    Args:
+        placement: The steps.
+        limits: Smallest and largest value of each range.
+        mode: See `Mode`.
+        training: Whether it is a step of training.
+        observe: Called with the number of a range and a tensor in it; returns the limits to round it with.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        limits: list[Limits],
+        mode: Mode = "rounded",
+        training: bool = False,
+        observe: Callable[[int, Any], Limits] | None = None,
+    ) -> None:
+        self.placement, self.limits, self.mode, self.training = placement, limits, mode, training
+        self._observe = observe
+        self._steps: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, tensors: list[Any]) -> list[Any]:
+        """Outputs of the model, flat."""
+        traced = self.placement.traced
+        values = {e.index: self._placed(e.index, x) for e, x in zip(traced.inputs, tensors, strict=True)}
+        for step in self.placement.steps:
+            args, kwargs = keras.tree.map_structure(
+                lambda leaf: values[leaf.index] if isinstance(leaf, Ref) else leaf, (step.args, step.kwargs)
+            )
+            outputs = self._called(step, args, kwargs)
+            if step.regularized is not None and step.regularized.activity_regularizer is not None:
+                loss = step.regularized.activity_regularizer(outputs)  # by sample, as Keras does
+                step.regularized.add_loss(ops.divide_no_nan(loss, ops.cast(ops.shape(outputs)[0], loss.dtype)))
+            for number, output in zip(step.outputs, keras.tree.flatten(outputs), strict=True):
+                values[number] = self._placed(number, output)
+        return [values[number] for number in traced.outputs]
+
+    def rounded(self, row: int, x: Any) -> Any:
+        """A tensor rounded to a range."""
+        if self._observe is not None:
+            self.limits[row] = self._observe(row, x)
+        low, high = self.limits[row]
+        if self.mode == "float":
+            return x
+        made = _masked_like(fake_quantize(x, low, high), x)
+        self._steps[id(made)] = (made, (high - low) / LEVELS)
+        return made
+
+    def step_of(self, x: Any) -> Any:
+        """Step of a tensor, None if it is not rounded."""
+        return self._steps.get(id(x), (x, None))[1]
+
+    def constant(self, made: Callable[[], Any]) -> Any:
+        """What a function of variables alone gives; numbers for a converter."""
+        if self.mode != "export":
+            return made()
+        import tensorflow as tf
+
+        with tf.init_scope():
+            return keras.tree.map_structure(lambda x: None if x is None else np.asarray(x), made())
+
+    def _placed(self, number: int, x: Any) -> Any:
+        grid = self.placement.grids.get(number)
+        if grid is None:
+            return x
+        if grid.own:
+            assert grid.row is not None
+            return self.rounded(grid.row, x)
+        if self.mode == "float":
+            return x
+        low, high = grid.limits or self.limits[grid.row or 0]
+        is_loss = grid.limits and self.training and number in self.placement.traced.outputs
+        step = (high - low) / LEVELS
+        if self.mode == "rounded" and grid.rounds and not is_loss:
+            made = round_between(x, low, high) if grid.limits is None else fake_quantize(x, low, high)
+            x = _masked_like(made, x)
+        return self._with_step(x, step)
+
+    def _with_step(self, x: Any, step: Any) -> Any:
+        self._steps[id(x)] = (x, step)
+        return x
+
+    def _called(self, step: Step, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if step.rule.call is None:
+            if "training" in getattr(step.operation, "_call_context_args", {}):
+                kwargs["training"] = self.training
+            return step.operation(*args, **kwargs)
+        return step.rule.call(Scope(self, step), step.operation, *args, **kwargs)
+
+
+class Scope:
+    """What a rule calls to round what is inside a layer."""
+
+    def __init__(self, run: Pass, step: Step) -> None:
+        self._run, self._step = run, step
+
+    def inner(self, name: str, x: Any) -> Any:
+        """`x` rounded to the range `name` of the layer."""
+        return self._run.rounded(self._run.placement.inner[self._step.name][name], x)
+
+    def fixed(self, x: Any, low: float, high: float) -> Any:
+        """`x` rounded to a scale that TFLite prescribes."""
+        return x if self._run.mode != "rounded" else fake_quantize(x, low, high)
+
+    def weight(self, variable: Any, axes: tuple[int, ...] = ()) -> Any:
+        """A variable rounded to its symmetric grid, with one step for each entry along `axes`."""
+        if self._run.mode == "float":
+            return ops.convert_to_tensor(variable)
+        return self._run.constant(lambda: round_to_step(variable.value, weight_step(variable.value, axes)))
+
+    def linear(
+        self,
+        layer: Any,
+        x: Any,
+        kernel: str = "kernel",
+        axes: tuple[int, ...] = (-1,),
+        call: Callable[[Any, Any], Any] | None = None,
+    ) -> Any:
+        """Calls a layer with one kernel and perhaps a bias, without its activation.
+
+        A BatchNormalization that the file folds into the kernel is called behind it where it normalizes with the
+        statistics of the batch, which gives the same integers: the step of each channel grows with its factor.
+        Elsewhere kernel and bias are folded, and the bias is rounded to the product of the steps of input and kernel,
+        as in the file.
+
+        Args:
+            layer: The layer.
+            x: Its input.
+            kernel: Attribute of the kernel.
+            axes: Axes of the kernel that are output channels, in the order of the output's last axis.
+            call: Function `(x, weights) -> output without bias`. Defaults to calling the layer.
+        """
+        run, norm = self._run, self._step.norm
+        variable = getattr(layer, f"_{kernel}", None)
+        variable = getattr(layer, kernel) if variable is None else variable
+        bias = layer.bias if getattr(layer, "use_bias", False) else None
+        trained = norm is not None and is_trained(norm, run.training)
+        if run.mode == "float" or trained:
+            y = self._with(layer, variable, self.weight(variable, axes), bias, bias, x, call)
+            return y if norm is None else norm(y, training=run.training)
+        step = run.step_of(x)
+        weights, offset = run.constant(lambda: _folded(variable, bias, norm, step, axes))
+        return self._with(layer, variable, weights, bias, offset, x, call)
+
+    def scaled(self, x: Any, values: Callable[[], tuple[Any, Any]]) -> Any:
+        """`x * factor + offset` with one value for each entry of the last axis: a depthwise 1 x 1 convolution.
+
+        TFLite has a multiplication and an addition for it, whose factor has one step for all channels, and a rounding
+        in between; a depthwise convolution has exact factors, and the offset an integer of 32 bits.
+
+        Args:
+            x: Tensor, channels last.
+            values: Function of variables alone, without arguments, that gives factor and offset.
+        """
+        run, step = self._run, self._run.step_of(x)
+
+        def rounded() -> tuple[Any, Any]:
+            factor, offset = values()
+            return factor, offset if step is None else round_to_step(offset, weight_step(factor, (0,)) * step)
+
+        factor, offset = run.constant(rounded)
+        if run.mode != "export":
+            return x * ops.cast(factor, x.dtype) + ops.cast(offset, x.dtype)
+        batch = x.shape[0] or -1
+        places = x.shape[1:-1] if len(x.shape) == 4 else (1, int(np.prod(x.shape[1:-1])))
+        image = ops.reshape(x, [batch, *places, x.shape[-1]])
+        y = ops.depthwise_conv(image, np.reshape(factor, (1, 1, -1, 1)), data_format="channels_last") + offset
+        return ops.reshape(y, [batch, *x.shape[1:]])
+
+    def constant(self, values: Callable[[], Any]) -> Any:
+        """What a function of variables alone gives; numbers where a converter wants them."""
+        return self._run.constant(values)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is rounded, because ranges are measured."""
+        return self._run.mode == "float"
+
+    @property
+    def training(self) -> bool:
+        """Whether it is a step of training."""
+        return self._run.training
+
+    def _with(
+        self, layer: Any, variable: Any, weights: Any, bias: Any, offset: Any, x: Any, call: Callable[..., Any] | None
+    ) -> Any:
+        """Calls a layer with these weights and this offset; `bias` is the Variable for it, None without one."""
+        if call is None and bias is not None:
+            return _bare(layer, [(variable, weights), (bias, offset)], x)
+        y = _bare(layer, [(variable, weights)], x) if call is None else call(x, ops.cast(weights, x.dtype))
+        return y if offset is None else y + ops.cast(offset, y.dtype)
+
+
+def _folded(variable: Any, bias: Any, norm: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+    """Kernel and bias on their grids, a BatchNormalization folded into them."""
+    weights, offset = ops.cast(variable, "float32"), None if bias is None else ops.cast(bias, "float32")
+    if norm is not None:
+        factor, added = factor_and_offset(norm)
+        weights = weights * along(factor, weights, axes)
+        offset = added if offset is None else offset * factor + added
+    steps = weight_step(weights, axes)
+    if offset is not None and step is not None:
+        offset = round_to_step(offset, ops.reshape(steps, offset.shape) * step)
+    return round_to_step(weights, steps), offset
+
+
+def _bare(layer: Any, values: list[tuple[Any, Any]], x: Any) -> Any:
+    """Calls a layer with other values of some Variables, without its activation."""
+    scope = keras.StatelessScope(state_mapping=[(v, ops.cast(value, v.dtype)) for v, value in values])
+    with _without_activation(layer), scope:
+        return layer(x)
+
+
+@contextmanager
+def _without_activation(layer: Any) -> Iterator[None]:
+    # In `vars`: Keras would track a new layer, and it is put back at once.
+    held = {name: vars(layer)[name] for name in ("activation", "activity_regularizer") if name in vars(layer)}
+    changed = {"activation": keras.activations.linear, "activity_regularizer": None}
+    vars(layer).update({name: changed[name] for name in held})
+    try:
+        yield
+    finally:
+        vars(layer).update(held)
+
+
+def _masked_like(made: Any, x: Any) -> Any:
+    mask = backend.get_keras_mask(x)
+    if mask is not None:
+        backend.set_keras_mask(made, mask)
+    return made

@@ -1,0 +1,221 @@
+"""A Keras 3 model that trains with the rounding of its int8 file, in Keras alone."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kdopt.core.copying import copy_model
+from kdopt.graph.inline import TracedInput, trace
+from kdopt.graph.trace import graph_of
+from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.native import rules_activations, rules_layers  # noqa: F401  they register themselves
+from kdopt.quantization.native.execution import Limits, Pass
+from kdopt.quantization.native.placement import Placement, place
+from kdopt.quantization.native.reporting import report_of
+from kdopt.quantization.observers import OBSERVERS, Observer
+from kdopt.quantization.report import LayerReport
+
+# The range of a tensor that is always zero: any will do, a tiny one would overflow the int32 biases.
+_DEAD = 1.0
+
+
+@keras.saving.register_keras_serializable("kdopt")
+class Ranges(keras.layers.Layer):
+    """The range of every tensor that has one, in one Variable.
+
+    Attributes:
+        limits: Variable (ranges, 2): smallest value <= 0, largest >= 0.
+        batches: Variable (), how many training batches they have followed.
+    """
+
+    def __init__(self, count: int, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self.limits = self.add_weight(
+            (count, 2), initializer="zeros", trainable=False, name="limits", aggregation="mean"
+        )
+        # float32, not an integer: XLA keeps small integers of a training step on the host.
+        self.batches = self.add_weight((), initializer="zeros", trainable=False, name="batches", aggregation="mean")
+        self.built = True
+
+
+class _Hidden:
+    """Keeps what is no layer out of Keras's tracking."""
+
+    def __init__(self, net: keras.Model, observer: Observer) -> None:
+        self.graph = graph_of(net)
+        self.placement: Placement = place(trace(net))
+        self.observer = observer
+
+
+@keras.saving.register_keras_serializable("kdopt")
+class NativeModel(QuantizationAware):
+    """Quantization-aware training with the int8 scheme of TFLite, in Keras 3.
+
+    Made by `kdopt.quantization.quantize_aware(model, engine="native")`. Its layers are a copy of the source's.
+
+    Args:
+        source: Built Functional, Sequential or traceable subclassed model; left as it is.
+        calibration: Data as in `quantize_aware`. Defaults to `None`: the first training batches.
+        observer: Name in `OBSERVERS`, or an `Observer`. Defaults to `"ema"`.
+        name: String.
+    """
+
+    def __init__(
+        self, source: Any, calibration: Any = None, observer: str | Observer = "ema", name: str | None = None
+    ) -> None:
+        super().__init__(name=name or f"{source.name}_quantized")
+        _refuse_extended(source)
+        self.net = copy_model(source)
+        self._hidden = _Hidden(self.net, OBSERVERS.get(observer))
+        self.ranges = Ranges(len(self._hidden.placement.names), name="ranges")
+        self.built = True
+        if calibration is not None:
+            self.calibrate(calibration)
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """Those of the source, and the ranges."""
+        return [*self.net.layers, self.ranges]
+
+    @property
+    def _inputs(self) -> tuple[TracedInput, ...]:
+        return self._hidden.placement.traced.inputs
+
+    @property
+    def _graph(self) -> Any:
+        return self._hidden.graph
+
+    @property
+    def report(self) -> tuple[LayerReport, ...]:
+        """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
+        return report_of(self._hidden.placement)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the ranges have seen data."""
+        import tensorflow as tf
+
+        with tf.init_scope():
+            return float(self.ranges.batches.numpy()) > 0
+
+    def _set_ranges(self, batches: list[list[np.ndarray]]) -> None:
+        import tensorflow as tf
+
+        placement = self._hidden.placement
+        if not placement.names:
+            return
+
+        @tf.function(autograph=False)
+        def extremes(*arrays: Any) -> Any:
+            seen: dict[int, list[Any]] = {}
+
+            def observe(row: int, x: Any) -> Limits:
+                seen.setdefault(row, []).append(_extremes(x))
+                return 0.0, 0.0
+
+            Pass(placement, [(0.0, 0.0)] * len(placement.names), "float", observe=observe)(list(arrays))
+            return ops.stack([_widest(seen.get(row, [])) for row in range(len(placement.names))])
+
+        specs = [tf.TensorSpec((None, *entry.shape[1:]), entry.dtype) for entry in self._inputs]
+        run = extremes.get_concrete_function(*specs)
+        found = np.stack([run(*(tf.constant(array) for array in batch)).numpy() for batch in batches])
+        low, high = found[..., 0].min(axis=0), found[..., 1].max(axis=0)
+        if not np.isfinite(found).all():
+            worst = placement.names[int(np.argmin(np.isfinite(low) & np.isfinite(high)))]
+            raise ValueError(f"{worst.rpartition('.')[0]!r} is not finite on the calibration data ({worst}).")
+        self.ranges.limits.assign(np.stack([low, np.where(low == high, _DEAD, high)], axis=1))
+        self.ranges.batches.assign(1e6)
+
+    def _run(self, tensors: list[Any], training: bool) -> list[Any]:
+        placement, count = self._hidden.placement, len(self._hidden.placement.names)
+        limits = self.ranges.limits.value
+        flat = ops.unstack(ops.reshape(limits, (-1,)), 2 * count) if count else []
+        pairs = [(flat[2 * row], flat[2 * row + 1]) for row in range(count)]
+        if not training:
+            return Pass(placement, pairs)(tensors)
+        seen = self.ranges.batches.value
+        updated: dict[int, Any] = {}
+
+        def observe(row: int, x: Any) -> Limits:
+            before = ops.stack(pairs[row]) if row not in updated else updated[row]
+            updated[row] = ops.stop_gradient(self._hidden.observer.update(before, _extremes(x), seen))
+            low, high = updated[row][0], updated[row][1]
+            return low, ops.where(low == high, _DEAD, high)
+
+        outputs = Pass(placement, pairs, training=True, observe=observe)(tensors)
+        if count:
+            rows = [updated.get(row, limits[row]) for row in range(count)]
+            self.ranges.limits.assign(ops.stack(rows))
+        self.ranges.batches.assign(seen + 1.0)
+        return outputs
+
+    def _converted(self) -> tuple[Any, Any]:
+        limits = [(low, high) for low, high in np.asarray(self.ranges.limits)]
+        half = any(layer.compute_dtype != "float32" for layer in self.net._flatten_layers() if is_float(layer))
+        net = copy_model(self.net, "float32") if half else self.net
+        placement = place(trace(net)) if half else self._hidden.placement
+        return net, lambda *tensors: Pass(placement, limits, "export")(list(tensors))
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """The range of a tensor, as named in `range_names`."""
+        low, high = np.asarray(self.ranges.limits)[self.range_names.index(name)].tolist()
+        return low, high
+
+    @property
+    def range_names(self) -> tuple[str, ...]:
+        """`layer.output`, `input.input`, and the names of tensors inside layers."""
+        return self._hidden.placement.names
+
+    def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
+        del training
+        return self.net.compute_output_spec(inputs)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return self.net.compute_output_shape(input_shape)
+
+    def output_activation(self) -> Any:
+        """The model whose graph tells logits from probabilities."""
+        return self.net
+
+    def strip(self) -> keras.Model:
+        """A float Keras 3 model like the source, with the trained weights; `self` is left as it is."""
+        return copy_model(self.net)
+
+    def get_config(self) -> dict[str, Any]:
+        source = keras.saving.serialize_keras_object(self.net)
+        observer = keras.saving.serialize_keras_object(self._hidden.observer)
+        return {"name": self.name, "source": source, "observer": observer}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "NativeModel":
+        source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
+        return cls(source, observer=config["observer"], name=config["name"])
+
+
+def _refuse_extended(source: keras.Model) -> None:
+    for layer in source._flatten_layers():
+        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+            what = "LoRA weights" if getattr(layer, "lora_enabled", False) else "weights that Keras has quantized"
+            raise ValueError(
+                f"Layer {layer.name!r} has {what}. Way out: save and load the model, which merges LoRA weights into "
+                "the kernels; start from the model as it was before `quantize`."
+            )
+
+
+def is_float(layer: keras.layers.Layer) -> bool:
+    """Whether a layer computes in floating point."""
+    return "float" in str(layer.compute_dtype)
+
+
+def _extremes(x: Any) -> Any:
+    """Smallest value <= 0 and largest >= 0, (2,), float32."""
+    x = ops.stop_gradient(x)
+    pair = ops.stack([ops.minimum(ops.min(x), 0), ops.maximum(ops.max(x), 0)])
+    return ops.cast(pair, "float32")
+
+
+def _widest(pairs: list[Any]) -> Any:
+    stacked = ops.stack(pairs) if pairs else ops.zeros((1, 2))
+    return ops.stack([ops.min(stacked[:, 0]), ops.max(stacked[:, 1])])

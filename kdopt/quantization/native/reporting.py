@@ -1,0 +1,49 @@
+"""What the placement means for each layer of the source."""
+
+from collections import defaultdict
+
+from kdopt.quantization.native.placement import Placement
+from kdopt.quantization.native.steps import Step
+from kdopt.quantization.report import LayerReport
+
+
+def report_of(placement: Placement) -> tuple[LayerReport, ...]:
+    """One record a source layer, in order."""
+    by_layer: dict[str, list[Step]] = defaultdict(list)
+    for step in placement.steps:
+        by_layer[step.layer].append(step)
+        if step.norm is not None:
+            by_layer[step.norm.name] = []
+    return tuple(_record(layer, steps, placement) for layer, steps in by_layer.items())
+
+
+def _record(layer: str, steps: list[Step], placement: Placement) -> LayerReport:
+    if not steps:
+        return LayerReport(layer, "quantized", "folded into the kernel before it")
+    outputs = [number for step in steps for number in step.outputs]
+    own = any(placement.grids[number].own for number in outputs if number in placement.grids)
+    if any(step.rule.output == "float" for step in steps):
+        kind = type(steps[0].operation).__name__
+        return LayerReport(layer, "float", f"TFLite has no int8 kernel for {kind}; an int8 file is refused")
+    if not any(number in placement.floats for number in outputs):
+        return LayerReport(layer, "float", "its outputs are integers")
+    unknown = next((step for step in steps if not step.rule.known), None)
+    if unknown is not None:
+        kind = getattr(unknown.operation, "__name__", type(unknown.operation).__name__)
+        return LayerReport(
+            layer, "output-only", f"no quantization rule for {kind}: what is inside gets scales at export"
+        )
+    return LayerReport(layer, "quantized", _why(steps, own))
+
+
+def _why(steps: list[Step], own: bool) -> str:
+    rule = steps[-1].rule
+    if any(step.rule.call for step in steps):
+        return "weights and output" if own else "weights; its output is read only after what is fused with it"
+    if rule.output == "fixed":
+        return "TFLite fixes the scale of its output"
+    if rule.identity:
+        return "nothing is left of it in the file"
+    if rule.output == "input":
+        return "keeps the scale of its input"
+    return "output" if own else "its output is read only after what is fused with it"

@@ -1,0 +1,96 @@
+"""A model as the operations of the int8 file to be: inline activations are steps of their own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from kdopt.graph.inline import Call, Ref, Trace
+from kdopt.quantization.native.rules import UNKNOWN, Rule, rule_of
+
+_PAIRED = {layers.Add: ops.add, layers.Multiply: ops.multiply}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        name: Of the layer, with `.activation` for the activation inside it.
+        layer: Name of the source layer.
+        operation: The layer, `keras.ops` operation or activation function.
+        args, kwargs: As it is called, with a `Ref` for every tensor.
+        outputs: Numbers of its outputs.
+        rule: How it is quantized.
+        norm: The BatchNormalization folded into it.
+        regularized: The layer whose activity regularizer its output is for.
+    """
+
+    name: str
+    layer: str
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int, ...]
+    rule: Rule = UNKNOWN
+    norm: Any = None
+    regularized: Any = None
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Numbers of the tensors it is called on."""
+        flat = keras.tree.flatten((self.args, self.kwargs))
+        return tuple(leaf.index for leaf in flat if isinstance(leaf, Ref))
+
+
+def steps_of(traced: Trace) -> list[Step]:
+    """The calls of a trace as steps."""
+    used = [number for call in traced.calls for number in call.outputs]
+    numbers = iter(range(max([*used, *(entry.index for entry in traced.inputs)]) + 1, 1 << 30))
+    return [step for call in traced.calls for step in _steps(call, numbers)]
+
+
+def activation_of(operation: Any) -> Any:
+    """The activation inside a layer, None for none."""
+    function = getattr(operation, "activation", None)
+    if isinstance(operation, keras.layers.Activation) or function is keras.activations.linear:
+        return None
+    return function
+
+
+def _steps(call: Call, numbers: Iterator[int]) -> list[Step]:
+    operation = call.operation
+    pairs = _pairs(call, numbers)
+    if len(pairs) > 1:
+        return pairs
+    whole = _ruled(Step(call.name, call.name, operation, call.args, call.kwargs, call.outputs))
+    function = activation_of(operation)
+    own = operation if whole.rule.call is not None and hasattr(operation, "activity_regularizer") else None
+    if function is None or whole.rule.call is None:
+        return [replace(whole, regularized=own)]
+    between = next(numbers)
+    name = f"{call.name}.activation"
+    return [
+        replace(whole, outputs=(between,)),
+        _ruled(Step(name, call.name, function, (Ref(between),), {}, call.outputs, regularized=own)),
+    ]
+
+
+def _pairs(call: Call, numbers: Iterator[int]) -> list[Step]:
+    """A sum or product of several tensors as one of pairs, as TFLite computes it."""
+    if type(call.operation) not in _PAIRED or len(call.inputs()) < 3:
+        return []
+    first, *others = (Ref(number) for number in call.inputs())
+    steps = []
+    for place, other in enumerate(others):
+        outputs = call.outputs if place == len(others) - 1 else (next(numbers),)
+        step = Step(f"{call.name}.{place}", call.name, _PAIRED[type(call.operation)], (first, other), {}, outputs)
+        steps.append(_ruled(step))
+        first = Ref(outputs[0])
+    return steps
+
+
+def _ruled(step: Step) -> Step:
+    return replace(step, rule=rule_of(step))

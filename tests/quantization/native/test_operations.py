@@ -1,0 +1,154 @@
+"""Each operation of the file computes what its rule trains: the same integers, or at most one step beside."""
+
+import keras
+import numpy as np
+import pytest
+from int8_file import outputs_of
+from keras import layers as L
+from keras import ops
+
+import tflite_export
+from kdopt.quantization import quantize_aware
+from tflite_export import inspect
+
+RANDOM = np.random.default_rng(8)
+X = RANDOM.normal(0.2, 1.0, (64, 8, 8, 2)).astype("float32")
+
+
+def sequence(x):
+    return L.Reshape((64, 2))(x)
+
+
+def slopes():
+    return keras.initializers.RandomUniform(0.05, 0.4)
+
+
+GROUPS = {
+    "convolutions": {
+        "conv": lambda x: L.Conv2D(6, 3)(x),
+        "relu": lambda x: L.Conv2D(6, 3, strides=2, padding="same", activation="relu")(x),
+        "relu6": lambda x: L.Conv2D(6, 3, dilation_rate=2, activation="relu6")(x),
+        "groups": lambda x: L.Conv2D(6, 3, groups=2, use_bias=False)(x),
+        "depthwise": lambda x: L.DepthwiseConv2D(3, depth_multiplier=2)(x),
+        "transposed": lambda x: L.Conv2DTranspose(4, 2, strides=2)(x),
+        "separable": lambda x: L.SeparableConv2D(5, 3)(x),
+        "dense": lambda x: L.Dense(5)(L.Flatten()(x)),
+        "dense of images": lambda x: L.Dense(5)(x),
+    },
+    "convolutions over time": {
+        "conv": lambda x: L.Conv1D(5, 3)(sequence(x)),
+        "causal": lambda x: L.Conv1D(5, 3, padding="causal", dilation_rate=2, activation="relu")(sequence(x)),
+        "depthwise": lambda x: L.DepthwiseConv1D(3)(sequence(x)),
+        "separable": lambda x: L.SeparableConv1D(5, 3)(sequence(x)),
+        "transposed": lambda x: L.Conv1DTranspose(4, 3, strides=2)(sequence(x)),
+        "normed": lambda x: L.ReLU()(L.BatchNormalization()(L.Conv1D(5, 3)(sequence(x)))),
+    },
+    "normalizations": {
+        "conv": lambda x: L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(6, 3, use_bias=False)(x))),
+        "conv with bias": lambda x: L.BatchNormalization(scale=False)(L.Conv2D(6, 3)(x)),
+        "depthwise": lambda x: L.BatchNormalization()(L.DepthwiseConv2D(3, depth_multiplier=2)(x)),
+        "separable": lambda x: L.ReLU()(L.BatchNormalization(center=False)(L.SeparableConv2D(5, 3)(x))),
+        "dense": lambda x: L.BatchNormalization()(L.Dense(5)(L.Flatten()(x))),
+        "alone": lambda x: L.BatchNormalization()(x),
+        "alone with relu": lambda x: L.ReLU()(L.BatchNormalization()(L.MaxPooling2D()(x))),
+        "alone, flat": lambda x: L.BatchNormalization()(L.Flatten()(x)),
+        "alone, sequence": lambda x: L.BatchNormalization()(sequence(x)),
+        "rescaling": lambda x: L.Rescaling(2.0, 0.5)(x),
+        "rescaling by channel": lambda x: L.Rescaling([2.0, -1.0], [0.5, 0.2])(x),
+        "normalization": lambda x: L.Normalization(mean=[0.5, 0.1], variance=[2.0, 0.4])(x),
+    },
+    "merges": {  # each with a branch of its own: the converter makes one of equal ones
+        "add": lambda x: L.Add()([x, L.Conv2D(2, 1)(x)]),
+        "add with relu": lambda x: L.ReLU()(L.Add()([x, L.Conv2D(2, 1)(x)])),
+        "add three": lambda x: L.Add()([x, L.Conv2D(2, 1)(x), L.Conv2D(2, 1)(x)]),
+        "subtract": lambda x: L.Subtract()([x, L.Conv2D(2, 1)(x)]),
+        "multiply": lambda x: L.Multiply()([x, L.Conv2D(2, 1)(x)]),
+        "gate": lambda x: L.Multiply()([x, L.Reshape((1, 1, 2))(L.GlobalAveragePooling2D()(x))]),
+        "average": lambda x: L.Average()([x, L.Conv2D(2, 1)(x)]),
+        "concatenate": lambda x: L.Concatenate()([x, L.ReLU()(x)]),
+        "concatenate what nothing else reads": lambda x: L.Concatenate()([L.Conv2D(3, 1)(x), L.Conv2D(2, 1)(x)]),
+        "concatenate a chain": lambda x: L.Concatenate()(
+            [L.Concatenate()([L.Conv2D(3, 1)(x), L.Conv2D(1, 1)(x)]), L.Conv2D(2, 1)(x)]
+        ),
+        "plus a number": lambda x: x + 1.5,
+        "times a number": lambda x: x * 0.3,
+    },
+    "poolings and shapes": {
+        "average": lambda x: L.AveragePooling2D(2)(x),
+        "average, padded": lambda x: L.AveragePooling2D(3, 2, padding="same")(x),
+        "average over time": lambda x: L.AveragePooling1D(2)(sequence(x)),
+        "global average": lambda x: L.GlobalAveragePooling2D()(x),
+        "global average over time": lambda x: L.GlobalAveragePooling1D()(L.Reshape((32, 4))(x)),
+        "mean": lambda x: ops.mean(x, axis=1),
+        "global max": lambda x: L.GlobalMaxPooling2D()(x),
+        "max": lambda x: L.MaxPooling2D(2)(x),
+        "upsampling": lambda x: L.UpSampling2D(2)(x),
+        "padding": lambda x: L.ZeroPadding2D(1)(x),
+        "cropping": lambda x: L.Cropping2D(1)(x),
+        "permute": lambda x: L.Permute((2, 1, 3))(x),
+        "repeat": lambda x: L.RepeatVector(3)(L.Flatten()(x)),
+        "slice": lambda x: x[:, 1:5],
+        "split": lambda x: ops.concatenate([L.ReLU()(part) for part in ops.split(x, 2, axis=-1)], -1),
+        "dropout before relu": lambda x: L.ReLU()(L.Dropout(0.5)(L.Conv2D(3, 1)(x))),
+    },
+    "activations": {
+        "relu": lambda x: L.ReLU()(x),
+        "softmax": lambda x: L.Softmax()(x),
+        "sigmoid": lambda x: L.Activation("sigmoid")(x),
+        "tanh": lambda x: L.Activation("tanh")(x),
+        "silu": lambda x: L.Activation("silu")(x),
+        "gelu": lambda x: L.Activation("gelu")(x),
+        "gelu by tanh": lambda x: ops.gelu(L.Conv2D(3, 1)(x), approximate=True),
+        "hard_silu": lambda x: L.Dense(4, activation="hard_silu")(x),
+        "hard_sigmoid": lambda x: L.Activation("hard_sigmoid")(x),
+        "elu": lambda x: L.ELU(0.7)(L.Conv2D(3, 1)(x)),
+        "exponential": lambda x: L.Activation("exponential")(x),
+        "log_softmax": lambda x: L.Activation("log_softmax")(x),
+        "square": lambda x: ops.square(x),
+    },
+    # Fixed-point products of TFLite's own, not of our rounding.
+    "within one step": {
+        "leaky_relu": lambda x: L.LeakyReLU(0.2)(x),
+        "prelu": lambda x: L.PReLU(alpha_initializer=slopes(), shared_axes=[1, 2])(L.Conv2D(3, 1)(x)),
+        "prelu for every place": lambda x: L.PReLU(alpha_initializer=slopes())(x),
+        "maximum": lambda x: L.Maximum()([x, L.Conv2D(2, 1)(x)]),
+        "minimum": lambda x: ops.minimum(x, L.Conv2D(2, 1)(x)),
+        "concatenate twice": lambda x: L.Concatenate()([L.Concatenate()([L.Conv2D(3, 1)(x), x]), L.Conv2D(2, 1)(x)]),
+        "bilinear": lambda x: L.UpSampling2D(2, interpolation="bilinear")(x),
+        "resizing": lambda x: L.Resizing(5, 5)(x),
+        "matmul": lambda x: ops.matmul(ops.reshape(x, (-1, 8, 16)), ops.reshape(x, (-1, 16, 8))),
+        "einsum_dense": lambda x: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")(sequence(x)),
+    },
+}
+
+
+def with_statistics(model):
+    """Weights and statistics that are not the initial zeros and ones; some factors are negative."""
+    random = np.random.default_rng(1)
+    for weight in model.weights:
+        if "gamma" in weight.path:
+            weight.assign(random.uniform(0.5, 1.5, weight.shape) * np.where(random.random(weight.shape) < 0.3, -1, 1))
+        elif any(name in weight.path for name in ("beta", "moving_mean", "bias")):
+            weight.assign(random.normal(0, 0.3, weight.shape))
+        elif "moving_variance" in weight.path:
+            weight.assign(random.uniform(0.5, 2, weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_file_computes_what_the_rule_trains(group):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8, 8, 2), name="image")
+    made = [keras.layers.Identity(name=f"out{i}")(build(inputs)) for i, build in enumerate(GROUPS[group].values())]
+    model = quantize_aware(with_statistics(keras.Model(inputs, made)), engine="native", calibration=X)
+    assert {entry.layer: entry.reason for entry in model.report if entry.mode != "quantized"} == {}
+    file = tflite_export.convert(model, "int8")
+    assert [op.layer for op in inspect.ops(file.content) if op.is_float] == []
+    assert file.calibrated == ()
+    expected = model.predict(X[:24], verbose=0)
+    for name, (got, step), wanted in zip(GROUPS[group], outputs_of(file.content, X[:24]), expected, strict=True):
+        gap = np.abs(got - wanted) / step
+        assert np.ptp(wanted) > 60 * step, name
+        assert gap.max() < 1.01, name
+        beside = np.mean(gap > 0.5)
+        assert beside < (0.06 if group == "within one step" else 1e-3), (name, beside)
