@@ -117,12 +117,16 @@ class Pass:
 class Scope:
     """What a rule calls to round what is inside a layer."""
 
-    def __init__(self, run: Pass, step: Step) -> None:
-        self._run, self._step = run, step
+    def __init__(self, run: Pass, step: Step, prefix: str = "") -> None:
+        self._run, self._step, self._prefix = run, step, prefix
+
+    def part(self, name: str) -> "Scope":
+        """For a layer inside the layer, whose ranges are named `name.range`."""
+        return Scope(self._run, self._step, f"{self._prefix}{name}.")
 
     def inner(self, name: str, x: Any) -> Any:
         """`x` rounded to the range `name` of the layer."""
-        return self._run.rounded(self._run.placement.inner[self._step.name][name], x)
+        return self._run.rounded(self._run.placement.inner[self._step.name][self._prefix + name], x)
 
     def fixed(self, x: Any, low: float, high: float) -> Any:
         """`x` rounded to a scale that TFLite prescribes."""
@@ -168,6 +172,36 @@ class Scope:
         weights, offset = run.constant(lambda: _folded(variable, bias, norm, step, axes))
         return self._with(layer, variable, weights, bias, offset, x, call)
 
+    def product(
+        self,
+        x: Any,
+        kernel: Any,
+        bias: Callable[[], Any] | None,
+        axes: tuple[int, ...],
+        call: Callable[[Any, Any], Any],
+        factor: float = 1.0,
+    ) -> Any:
+        """`call(x, kernel * factor) + bias * factor`, rounded as `linear` does.
+
+        Args:
+            x: Tensor.
+            kernel: Variable.
+            bias: Function that gives a tensor of the kernel's sizes along `axes`; `None` for none.
+            axes: Axes of the kernel that are output channels.
+            call: Function `(x, weights) -> output`.
+            factor: Of kernel and bias, e.g. what attention divides queries by. Defaults to `1.0`.
+        """
+        run, step = self._run, self._run.step_of(x)
+
+        def values() -> tuple[Any, Any]:
+            weights, offset = ops.cast(kernel, "float32") * factor, None if bias is None else bias()
+            offset = None if offset is None else ops.cast(offset, "float32") * factor
+            return (weights, offset) if run.mode == "float" else _on_grid(weights, offset, step, axes)
+
+        weights, offset = run.constant(values)
+        y = call(x, ops.cast(weights, x.dtype))
+        return y if offset is None else y + ops.cast(offset, y.dtype)
+
     def scaled(self, x: Any, values: Callable[[], tuple[Any, Any]]) -> Any:
         """`x * factor + offset` with one value for each entry of the last axis: a depthwise 1 x 1 convolution.
 
@@ -203,6 +237,11 @@ class Scope:
         return self._run.mode == "float"
 
     @property
+    def exporting(self) -> bool:
+        """Whether a converter reads it."""
+        return self._run.mode == "export"
+
+    @property
     def training(self) -> bool:
         """Whether it is a step of training."""
         return self._run.training
@@ -224,6 +263,11 @@ def _folded(variable: Any, bias: Any, norm: Any, step: Any, axes: tuple[int, ...
         factor, added = factor_and_offset(norm)
         weights = weights * along(factor, weights, axes)
         offset = added if offset is None else offset * factor + added
+    return _on_grid(weights, offset, step, axes)
+
+
+def _on_grid(weights: Any, offset: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+    """Kernel and bias rounded; the bias to the product of the steps of input and kernel."""
     steps = weight_step(weights, axes)
     if offset is not None and step is not None:
         offset = round_to_step(offset, ops.reshape(steps, offset.shape) * step)

@@ -10,7 +10,7 @@ from kdopt.core.copying import copy_model
 from kdopt.graph.inline import TracedInput, trace
 from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
-from kdopt.quantization.native import rules_activations, rules_layers  # noqa: F401  they register themselves
+from kdopt.quantization.native import rules_activations, rules_layers, rules_sequences  # noqa: F401  they register themselves
 from kdopt.quantization.native.execution import Limits, Pass
 from kdopt.quantization.native.placement import Placement, place
 from kdopt.quantization.native.reporting import report_of
@@ -137,10 +137,12 @@ class NativeModel(QuantizationAware):
             return Pass(placement, pairs)(tensors)
         seen = self.ranges.batches.value
         updated: dict[int, Any] = {}
+        extremes: dict[int, list[Any]] = {}
 
         def observe(row: int, x: Any) -> Limits:
-            before = ops.stack(pairs[row]) if row not in updated else updated[row]
-            updated[row] = ops.stop_gradient(self._hidden.observer.update(before, _extremes(x), seen))
+            extremes.setdefault(row, []).append(_extremes(x))  # several in a loop over time
+            update = self._hidden.observer.update(ops.stack(pairs[row]), _widest(extremes[row]), seen)
+            updated[row] = ops.stop_gradient(update)
             low, high = updated[row][0], updated[row][1]
             return low, ops.where(low == high, _DEAD, high)
 
@@ -217,5 +219,7 @@ def _extremes(x: Any) -> Any:
 
 
 def _widest(pairs: list[Any]) -> Any:
+    if len(pairs) == 1:
+        return pairs[0]
     stacked = ops.stack(pairs) if pairs else ops.zeros((1, 2))
     return ops.stack([ops.min(stacked[:, 0]), ops.max(stacked[:, 1])])

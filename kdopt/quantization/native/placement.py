@@ -112,7 +112,9 @@ class _Placer:
             if step.rule.inner and step.name not in inner:
                 inner[step.name] = {name: self.new(f"{step.name}.{name}") for name in step.rule.inner}
             for number in filter(self.is_float, step.outputs):
-                if self.has_own(step, number):
+                if step.rule.keeps:
+                    self.grids[number] = Grid(inner[step.name][step.rule.keeps], rounds=False)
+                elif self.has_own(step, number):
                     root = number
                     while root in joined:
                         root = joined[root]

@@ -25,6 +25,7 @@ class Rule:
         fuses_relu: Whether TFLite fuses a ReLU after it into it.
         fuses_norm: Whether a BatchNormalization after it is folded into its kernel.
         inner: Names of trained ranges inside it, besides that of its output.
+        keeps: Which of them is that of its output.
         call: Function `(scope, operation, *args, **kwargs) -> output`, linear before the activation. Defaults to
             calling the operation.
         known: Whether all that is int8 in the file is rounded in training, too.
@@ -38,6 +39,7 @@ class Rule:
     fuses_relu: bool = False
     fuses_norm: bool = False
     inner: tuple[str, ...] = ()
+    keeps: str = ""
     call: Callable[..., Any] | None = None
     known: bool = True
 

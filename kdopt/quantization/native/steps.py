@@ -8,6 +8,7 @@ import keras
 from keras import layers, ops
 
 from kdopt.graph.inline import Call, Ref, Trace
+from kdopt.quantization.checks import check_unmasked
 from kdopt.quantization.native.rules import UNKNOWN, Rule, rule_of
 
 _PAIRED = {layers.Add: ops.add, layers.Multiply: ops.multiply}
@@ -61,6 +62,7 @@ def activation_of(operation: Any) -> Any:
 
 
 def _steps(call: Call, numbers: Iterator[int]) -> list[Step]:
+    check_unmasked(call)
     operation = call.operation
     pairs = _pairs(call, numbers)
     if len(pairs) > 1:

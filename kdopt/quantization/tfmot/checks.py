@@ -1,4 +1,4 @@
-"""What cannot be rebuilt, refused with the layer's name and the way out."""
+"""What tf_keras cannot rebuild, refused with the layer's name and the way out."""
 
 from typing import Any
 
@@ -26,19 +26,6 @@ def check_dtypes(call: Call) -> None:
         "and copy the weights with "
         "`new.set_weights(model.get_weights())`."
     )
-
-
-def check_unmasked(call: Call) -> None:
-    """Refuses layers that produce Keras masks, which travel beside the tensors and have no place in a `.tflite`.
-
-    Raises: ValueError.
-    """
-    if getattr(call.operation, "mask_zero", False) or isinstance(call.operation, keras.layers.Masking):
-        raise ValueError(
-            f"Layer {call.name!r} produces a Keras mask (Masking, or Embedding with mask_zero=True), "
-            f"which quantize_aware does "
-            "not carry. Way out: pass the mask as a tensor of its own and multiply by it."
-        )
 
 
 def functional_of(model: Any) -> Functional:

@@ -13,9 +13,10 @@ from typing import Any
 import keras
 
 from kdopt.graph.inline import Call, Ref
+from kdopt.quantization.checks import check_unmasked
 from kdopt.quantization.tfmot.activations import activation_name, activation_steps
 from kdopt.quantization.tfmot.backend import load
-from kdopt.quantization.tfmot.checks import check_dtypes, check_unmasked
+from kdopt.quantization.tfmot.checks import check_dtypes
 from kdopt.quantization.tfmot.operations import translate_operation
 from kdopt.quantization.tfmot.rewrites import rewrite
 from kdopt.quantization.tfmot.steps import Step, Weight, variable_keys

@@ -19,6 +19,10 @@ def sequence(x):
     return L.Reshape((64, 2))(x)
 
 
+def series(x):
+    return L.Reshape((4, 32))(x)
+
+
 def slopes():
     return keras.initializers.RandomUniform(0.05, 0.4)
 
@@ -106,6 +110,22 @@ GROUPS = {
         "log_softmax": lambda x: L.Activation("log_softmax")(x),
         "square": lambda x: ops.square(x),
     },
+    "sequences": {
+        "lstm": lambda x: L.LSTM(4)(series(x)),
+        "lstm backwards": lambda x: L.LSTM(4, return_sequences=True, go_backwards=True, use_bias=False)(series(x)),
+        "gru": lambda x: L.GRU(4, return_sequences=True, bias_initializer="ones")(series(x)),
+        "bidirectional sum": lambda x: L.Bidirectional(L.GRU(3, return_sequences=True), merge_mode="sum")(series(x)),
+        "time distributed": lambda x: L.TimeDistributed(L.Dense(3, activation="relu"))(series(x)),
+        "layer normalization": lambda x: L.LayerNormalization()(L.Conv2D(8, 1)(x)),
+        "layer normalization alone": lambda x: L.LayerNormalization(center=False, scale=False)(L.Dense(8)(x)),
+        "rms normalization": lambda x: L.RMSNormalization()(L.Conv2D(8, 1)(x)),
+    },
+    # Integer kernels of TFLite that approximate: softmax inside, products of two tensors.
+    "within two steps": {
+        "attention": lambda x: L.MultiHeadAttention(2, 4)(series(x), series(x)),
+        "cross attention": lambda x: L.MultiHeadAttention(2, 4, value_dim=3)(series(x), L.Dense(5)(series(x))),
+        "bidirectional lstm": lambda x: L.Bidirectional(L.LSTM(3, return_sequences=True))(series(x)),
+    },
     # Fixed-point products of TFLite's own, not of our rounding.
     "within one step": {
         "leaky_relu": lambda x: L.LeakyReLU(0.2)(x),
@@ -149,6 +169,6 @@ def test_the_file_computes_what_the_rule_trains(group):
     for name, (got, step), wanted in zip(GROUPS[group], outputs_of(file.content, X[:24]), expected, strict=True):
         gap = np.abs(got - wanted) / step
         assert np.ptp(wanted) > 60 * step, name
-        assert gap.max() < 1.01, name
+        assert gap.max() < (2.01 if group == "within two steps" else 1.01), name
         beside = np.mean(gap > 0.5)
-        assert beside < (0.06 if group == "within one step" else 1e-3), (name, beside)
+        assert beside < (0.1 if group.startswith("within") else 0.02 if group == "sequences" else 1e-3), (name, beside)
