@@ -1,6 +1,6 @@
 """One pass over the steps of a model: in float, with rounding as training wants it, or as a converter reads it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ class Pass:
         mode: See `Mode`.
         training: Whether it is a step of training.
         observe: Called with the number of a range and a tensor in it; returns the limits to round it with.
+        only: Names of the steps and inputs that round; the others compute in float. Defaults to `None`: all.
+        seen: Filled with the tensors of the model, by number.
     """
 
     def __init__(
@@ -40,16 +42,23 @@ class Pass:
         mode: Mode = "rounded",
         training: bool = False,
         observe: Callable[[int, Any], Limits] | None = None,
+        only: Collection[str] | None = None,
+        seen: dict[int, Any] | None = None,
     ) -> None:
         self.placement, self.limits, self.mode, self.training = placement, limits, mode, training
-        self._observe = observe
+        self._observe, self._only, self._whole = observe, only, mode
+        self._seen = {} if seen is None else seen
         self._steps: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, tensors: list[Any]) -> list[Any]:
         """Outputs of the model, flat."""
         traced = self.placement.traced
-        values = {e.index: self._placed(e.index, x) for e, x in zip(traced.inputs, tensors, strict=True)}
+        values = self._seen
+        for entry, x in zip(traced.inputs, tensors, strict=True):
+            self._turn_to(entry.name)
+            values[entry.index] = self._placed(entry.index, x)
         for step in self.placement.steps:
+            self._turn_to(step.name)
             args, kwargs = keras.tree.map_structure(
                 lambda leaf: values[leaf.index] if isinstance(leaf, Ref) else leaf, (step.args, step.kwargs)
             )
@@ -60,6 +69,11 @@ class Pass:
             for number, output in zip(step.outputs, keras.tree.flatten(outputs), strict=True):
                 values[number] = self._placed(number, output)
         return [values[number] for number in traced.outputs]
+
+    def _turn_to(self, name: str) -> None:
+        """Rounds, or not, what comes now."""
+        if self._only is not None:
+            self.mode = self._whole if name in self._only else "float"
 
     def rounded(self, row: int, x: Any) -> Any:
         """A tensor rounded to a range."""
