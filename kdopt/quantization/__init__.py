@@ -4,22 +4,33 @@ quantize_aware   Keras 3 model -> a copy that trains with int8 rounding
 QuantizedModel   that copy, engine "tfmot"; importing this registers it, so that Keras can load one from a file
 NativeModel      that copy, engine "native"
 LayerReport      how one layer is quantized, and why
+post_training    int8 without training: clipped ranges, equalized channels, corrected biases
+equalize         brings channels of layers in a row to the same range
+RANGES           how ranges are chosen, by name
 quantization_error  which layer int8 costs how much: a table and a figure
 """
 
 from kdopt.quantization.diagnosis import QuantizationErrors, TensorError, quantization_error
+from kdopt.quantization.equalize import Equalized, equalize
 from kdopt.quantization.native.model import NativeModel
+from kdopt.quantization.post_training import post_training
 from kdopt.quantization.quantize import ENGINES, quantize_aware
+from kdopt.quantization.ranges import RANGES, RangeMethod
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot.facade import QuantizedModel
 
 __all__ = [
     "ENGINES",
+    "RANGES",
+    "Equalized",
     "LayerReport",
     "NativeModel",
     "QuantizationErrors",
     "QuantizedModel",
+    "RangeMethod",
     "TensorError",
+    "equalize",
+    "post_training",
     "quantization_error",
     "quantize_aware",
 ]

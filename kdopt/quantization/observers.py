@@ -66,3 +66,11 @@ class MinMax(Observer):
     def update(self, seen: Any, batch: Any, count: Any) -> Any:
         wider = ops.where(ops.abs(batch) > ops.abs(seen), batch, seen)
         return ops.where(count > 0, wider, batch)
+
+
+@OBSERVERS.register("frozen")
+class Frozen(Observer):
+    """The range as it is; a tensor that has none yet takes that of the first batch."""
+
+    def update(self, seen: Any, batch: Any, count: Any) -> Any:
+        return ops.where(count > 0, seen, batch)

@@ -33,6 +33,7 @@ class Pass:
         observe: Called with the number of a range and a tensor in it; returns the limits to round it with.
         only: Names of the steps and inputs that round; the others compute in float. Defaults to `None`: all.
         seen: Filled with the tensors of the model, by number.
+        after: Called with a step and what it gave, before that is rounded; returns what to go on with.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Pass:
         observe: Callable[[int, Any], Limits] | None = None,
         only: Collection[str] | None = None,
         seen: dict[int, Any] | None = None,
+        after: Callable[[Step, Any], Any] | None = None,
     ) -> None:
         self.placement, self.limits, self.mode, self.training = placement, limits, mode, training
-        self._observe, self._only, self._whole = observe, only, mode
+        self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen
         self._steps: dict[int, tuple[Any, Any]] = {}
 
@@ -63,6 +65,8 @@ class Pass:
                 lambda leaf: values[leaf.index] if isinstance(leaf, Ref) else leaf, (step.args, step.kwargs)
             )
             outputs = self._called(step, args, kwargs)
+            if self._after is not None:
+                outputs = self._after(step, outputs)
             if step.regularized is not None and step.regularized.activity_regularizer is not None:
                 loss = step.regularized.activity_regularizer(outputs)  # by sample, as Keras does
                 step.regularized.add_loss(ops.divide_no_nan(loss, ops.cast(ops.shape(outputs)[0], loss.dtype)))

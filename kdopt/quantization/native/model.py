@@ -12,13 +12,12 @@ from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.native import rules_activations, rules_layers, rules_sequences  # noqa: F401  they register themselves
 from kdopt.quantization.native.execution import Limits, Pass
+from kdopt.quantization.native.measuring import DEAD, extremes_of, measured_ranges, widest
 from kdopt.quantization.native.placement import Placement, place
 from kdopt.quantization.native.reporting import report_of
 from kdopt.quantization.observers import OBSERVERS, Observer
+from kdopt.quantization.ranges import RANGES, RangeMethod
 from kdopt.quantization.report import LayerReport
-
-# The range of a tensor that is always zero: any will do, a tiny one would overflow the int32 biases.
-_DEAD = 1.0
 
 
 @keras.saving.register_keras_serializable("kdopt")
@@ -100,32 +99,21 @@ class NativeModel(QuantizationAware):
         with tf.init_scope():
             return float(self.ranges.batches.numpy()) > 0
 
+    def calibrate(self, data: Any, ranges: str | RangeMethod = "min_max") -> None:
+        """Sets all ranges from data, with the weights as they are.
+
+        Args:
+            data: Data as in `quantize_aware`.
+            ranges: Name in `kdopt.quantization.RANGES`, or a `RangeMethod`: what is clipped, so that the rest has finer
+                steps. Defaults to `"min_max"`: nothing.
+        """
+        self._method = RANGES.get(ranges)
+        super().calibrate(data)
+
     def _set_ranges(self, batches: list[list[np.ndarray]]) -> None:
-        import tensorflow as tf
-
         placement = self._hidden.placement
-        if not placement.names:
-            return
-
-        @tf.function(autograph=False)
-        def extremes(*arrays: Any) -> Any:
-            seen: dict[int, list[Any]] = {}
-
-            def observe(row: int, x: Any) -> Limits:
-                seen.setdefault(row, []).append(_extremes(x))
-                return 0.0, 0.0
-
-            Pass(placement, [(0.0, 0.0)] * len(placement.names), "float", observe=observe)(list(arrays))
-            return ops.stack([_widest(seen.get(row, [])) for row in range(len(placement.names))])
-
-        specs = [tf.TensorSpec((None, *entry.shape[1:]), entry.dtype) for entry in self._inputs]
-        run = extremes.get_concrete_function(*specs)
-        found = np.stack([run(*(tf.constant(array) for array in batch)).numpy() for batch in batches])
-        low, high = found[..., 0].min(axis=0), found[..., 1].max(axis=0)
-        if not np.isfinite(found).all():
-            worst = placement.names[int(np.argmin(np.isfinite(low) & np.isfinite(high)))]
-            raise ValueError(f"{worst.rpartition('.')[0]!r} is not finite on the calibration data ({worst}).")
-        self.ranges.limits.assign(np.stack([low, np.where(low == high, _DEAD, high)], axis=1))
+        if placement.names:
+            self.ranges.limits.assign(measured_ranges(placement, batches, self._method))
         self.ranges.batches.assign(1e6)
 
     def _run(self, tensors: list[Any], training: bool) -> list[Any]:
@@ -140,11 +128,11 @@ class NativeModel(QuantizationAware):
         extremes: dict[int, list[Any]] = {}
 
         def observe(row: int, x: Any) -> Limits:
-            extremes.setdefault(row, []).append(_extremes(x))  # several in a loop over time
-            update = self._hidden.observer.update(ops.stack(pairs[row]), _widest(extremes[row]), seen)
+            extremes.setdefault(row, []).append(extremes_of(x))  # several in a loop over time
+            update = self._hidden.observer.update(ops.stack(pairs[row]), widest(extremes[row]), seen)
             updated[row] = ops.stop_gradient(update)
             low, high = updated[row][0], updated[row][1]
-            return low, ops.where(low == high, _DEAD, high)
+            return low, ops.where(low == high, DEAD, high)
 
         outputs = Pass(placement, pairs, training=True, observe=observe)(tensors)
         if count:
@@ -209,17 +197,3 @@ def _refuse_extended(source: keras.Model) -> None:
 def is_float(layer: keras.layers.Layer) -> bool:
     """Whether a layer computes in floating point."""
     return "float" in str(layer.compute_dtype)
-
-
-def _extremes(x: Any) -> Any:
-    """Smallest value <= 0 and largest >= 0, (2,), float32."""
-    x = ops.stop_gradient(x)
-    pair = ops.stack([ops.minimum(ops.min(x), 0), ops.maximum(ops.max(x), 0)])
-    return ops.cast(pair, "float32")
-
-
-def _widest(pairs: list[Any]) -> Any:
-    if len(pairs) == 1:
-        return pairs[0]
-    stacked = ops.stack(pairs) if pairs else ops.zeros((1, 2))
-    return ops.stack([ops.min(stacked[:, 0]), ops.max(stacked[:, 1])])
