@@ -262,7 +262,7 @@ def select(
         raise ValueError(f"`{argument}` must be a list, e.g. [{layers!r}]; got {layers!r}.")
     if not list(layers):
         raise ValueError(
-            f"`{argument}` is empty. Prunable here: {', '.join(v.name for v in kernels)}; leave it out otherwise."
+            f"`{argument}` is empty. Prunable here: {', '.join(v.name for v in kernels)}; None chooses {'all' if argument == 'layers' else 'none'}."
         )
     chosen_ids: set[int] = set()
     for item in layers:

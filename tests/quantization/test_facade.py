@@ -319,8 +319,8 @@ class Subclassed(keras.Model):
 
 
 def test_bad_models_are_refused():
-    with pytest.raises(ValueError, match="`engine` must be one of 'tfmot'; got 'native'"):
-        quantize_aware(small(), engine="native")
+    with pytest.raises(ValueError, match="`engine` must be one of 'tfmot', 'native'; got 'own'"):
+        quantize_aware(small(), engine="own")
     with pytest.raises(TypeError, match=r"quantized already.*strip"):
         quantize_aware(quantize_aware(small()))
     with pytest.raises(TypeError, match=r"received Subclassed.*functional API"):
