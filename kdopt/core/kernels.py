@@ -261,9 +261,9 @@ def select(
     if single:
         raise ValueError(f"`{argument}` must be a list, e.g. [{layers!r}]; got {layers!r}.")
     if not list(layers):
-        raise ValueError(
-            f"`{argument}` is empty. Prunable here: {', '.join(v.name for v in kernels)}; None chooses {'all' if argument == 'layers' else 'none'}."
-        )
+        none = "all" if argument == "layers" else "none"
+        known = ", ".join(view.name for view in kernels)
+        raise ValueError(f"`{argument}` is empty. Prunable here: {known}; None chooses {none}.")
     chosen_ids: set[int] = set()
     for item in layers:
         hits = [view for view in kernels if _selects(item, view)]

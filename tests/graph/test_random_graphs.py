@@ -197,8 +197,8 @@ def check_examples(count, folder):
 
 
 def test_a_few_random_graphs(tmp_path):
-    seen = check_examples(40, tmp_path)
-    assert len(seen["kinds with removal"]) > 60
+    seen = check_examples(12, tmp_path)
+    assert len(seen["kinds with removal"]) >= 25
 
 
 @pytest.mark.slow

@@ -23,8 +23,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
-@pytest.mark.parametrize("setting", SETTINGS)
+CASES = [(setting, True) for setting in SETTINGS] + [("plain", False), ("jit_compile", False)]
+
+
+@pytest.mark.parametrize(("setting", "trained"), CASES)
 def test_zeros_follow_the_schedule_and_nothing_stays(setting, trained):
     optimizer_args, compile_args = SETTINGS[setting]
     model = make_model(keras.optimizers.Adam(0.01, **optimizer_args), **compile_args)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import keras
 from keras import ops
 
 
@@ -29,5 +28,8 @@ def along(values: Any, kernel: Any, axes: tuple[int, ...]) -> Any:
 
 
 def is_trained(norm: Any, training: bool) -> bool:
-    """Whether a BatchNormalization normalizes with the statistics of the batch."""
-    return training and isinstance(norm, keras.layers.Layer) and norm.trainable
+    """Whether a BatchNormalization is to be called: it normalizes with the statistics of the batch, or is measured.
+
+    `reestimate_batch_norm` puts a `call` of its own into the layer.
+    """
+    return (training and norm.trainable) or "call" in vars(norm)

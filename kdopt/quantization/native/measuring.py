@@ -55,11 +55,12 @@ def _over(placement: Placement, batches: list[list[np.ndarray]], measure: Any, j
     return [concrete(*(tf.constant(array) for array in batch)).numpy() for batch in batches]
 
 
-def extremes_of(x: Any) -> Any:
-    """Smallest value <= 0 and largest >= 0, (2,), float32."""
+def extremes_of(x: Any, positive: bool = False) -> Any:
+    """Smallest value <= 0 and largest >= 0, (2,), float32; `positive`: nothing is below 0."""
     x = ops.stop_gradient(x)
-    pair = ops.stack([ops.minimum(ops.min(x), 0), ops.maximum(ops.max(x), 0)])
-    return ops.cast(pair, "float32")
+    high = ops.cast(ops.maximum(ops.max(x), 0), "float32")
+    low = ops.zeros_like(high) if positive else ops.cast(ops.minimum(ops.min(x), 0), "float32")
+    return ops.stack([low, high])
 
 
 def widest(pairs: list[Any]) -> Any:

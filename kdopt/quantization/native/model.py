@@ -128,7 +128,8 @@ class NativeModel(QuantizationAware):
         extremes: dict[int, list[Any]] = {}
 
         def observe(row: int, x: Any) -> Limits:
-            extremes.setdefault(row, []).append(extremes_of(x))  # several in a loop over time
+            # Several of one range in a loop over time.
+            extremes.setdefault(row, []).append(extremes_of(x, row in placement.positive))
             update = self._hidden.observer.update(ops.stack(pairs[row]), widest(extremes[row]), seen)
             updated[row] = ops.stop_gradient(update)
             low, high = updated[row][0], updated[row][1]

@@ -43,6 +43,7 @@ class Placement:
         inner: Name of a step -> name inside it -> number of the range.
         names: Of the ranges, by number.
         floats: Numbers of the tensors that are no integers.
+        positive: Numbers of the ranges of tensors with nothing below 0.
     """
 
     traced: Trace
@@ -51,6 +52,7 @@ class Placement:
     inner: dict[str, dict[str, int]]
     names: tuple[str, ...]
     floats: frozenset[int]
+    positive: frozenset[int]
 
 
 def place(traced: Trace) -> Placement:
@@ -127,7 +129,11 @@ class _Placer:
                     before = self.grids[step.inputs[0]]
                     self.grids[number] = replace(before, own=False, rounds=step.rule.rounds)
         floats = frozenset(filter(self.is_float, self.producer))
-        return Placement(self.traced, tuple(self.steps), self.grids, inner, tuple(self.names), floats)
+        held = [(self.grids[n].row, step.rule.relu) for step in self.steps for n in step.outputs if n in self.grids]
+        inside = {row for rows in inner.values() for row in rows.values()}
+        above = {row for row, relu in held if relu} - {row for row, relu in held if not relu} - inside - {None}
+        positive = frozenset(row for row in above if row is not None)
+        return Placement(self.traced, tuple(self.steps), self.grids, inner, tuple(self.names), floats, positive)
 
     def joined(self) -> dict[int, int]:
         """Inputs of concatenations that nothing else reads -> the concatenation's output.

@@ -21,7 +21,7 @@ class Rule:
         limits: Smallest and largest value of a fixed scale.
         rounds: Whether an output with the scale of the input has values between the input's steps (average pooling).
         identity: Whether nothing of it is left in the file (dropout).
-        relu: Whether TFLite fuses it, a ReLU, into the operation before it.
+        relu: Whether TFLite fuses it, a ReLU, into the operation before it; its output has nothing below 0.
         fuses_relu: Whether TFLite fuses a ReLU after it into it.
         fuses_norm: Whether a BatchNormalization after it is folded into its kernel.
         inner: Names of trained ranges inside it, besides that of its output.

@@ -9,6 +9,7 @@ from keras import layers as L
 from keras import ops
 
 import tflite_export
+from kdopt.core.norms import reestimate_batch_norm
 from kdopt.distillation import Distiller
 from kdopt.pruning import GradualPruning, keep_zeros, prune
 from kdopt.quantization import quantize_aware
@@ -243,3 +244,17 @@ def test_what_cannot_be_done_is_refused():
         native(extended)
     with pytest.raises(Exception, match="strip"):
         tflite_export.convert(model, "float32")
+
+
+def test_statistics_are_estimated_with_the_rounding():
+    model = compiled(native())
+    before = model.get_layer("norm").moving_variance.numpy()
+    report = reestimate_batch_norm(model, X)
+    assert report.skipped == ()
+    assert len(report.done) == 2
+    after = model.get_layer("norm").moving_variance.numpy()
+    assert np.abs(after - before).max() > 0.1
+    plain = net()
+    taps = keras.Model(plain.inputs, plain.get_layer("conv").output)
+    np.testing.assert_allclose(after, taps.predict(X, verbose=0).var((0, 1, 2)), rtol=0.05)
+    assert steps_beside(model) < 0.01

@@ -16,16 +16,15 @@ RANDOM = np.random.default_rng(0)
 def transformer():
     inputs = keras.Input((16, 16, 3))
     x = L.Reshape((16, 8))(L.Conv2D(8, 4, strides=4)(inputs))
-    for _ in range(2):
-        normed = L.LayerNormalization()(x)
-        x = L.Add()([x, L.MultiHeadAttention(2, 4)(normed, normed)])
-        hidden = L.Dense(16, activation="gelu")(L.LayerNormalization()(x))
-        x = L.Add()([x, L.Dense(8)(hidden)])
+    normed = L.LayerNormalization()(x)
+    x = L.Add()([x, L.MultiHeadAttention(2, 4)(normed, normed)])
+    hidden = L.Dense(16, activation="gelu")(L.LayerNormalization()(x))
+    x = L.Add()([x, L.Dense(8)(hidden)])
     return keras.Model(inputs, L.Dense(5)(L.GlobalAveragePooling1D()(x)))
 
 
 def recurrent():
-    inputs = keras.Input((4, 8))
+    inputs = keras.Input((3, 8))
     x = L.Bidirectional(L.LSTM(6, return_sequences=True))(inputs)
     return keras.Model(inputs, L.Dense(4)(L.GRU(5)(L.TimeDistributed(L.Dense(6))(x))))
 
@@ -41,22 +40,9 @@ def u_net():
     return keras.Model(inputs, L.Conv2D(2, 1)(x))
 
 
-def squeezed():
-    """A MobileNetV3 block: expansion, depthwise, gate, hard-swish."""
-    inputs = keras.Input((16, 16, 3))
-    x = L.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(L.Rescaling(2.0, -1.0)(inputs))
-    x = L.Activation("hard_silu")(L.BatchNormalization()(x))
-    y = L.Activation("hard_silu")(L.BatchNormalization()(L.Conv2D(16, 1, use_bias=False)(x)))
-    y = L.ReLU()(L.BatchNormalization()(L.DepthwiseConv2D(3, padding="same", use_bias=False)(y)))
-    gate = L.Dense(4, activation="relu")(L.GlobalAveragePooling2D(keepdims=True)(y))
-    y = L.Multiply()([y, L.Dense(16, activation="hard_sigmoid")(gate)])
-    x = L.Add()([x, L.BatchNormalization()(L.Conv2D(8, 1, use_bias=False)(y))])
-    return keras.Model(inputs, L.Dense(5)(L.Dropout(0.2)(L.GlobalAveragePooling2D()(x))))
-
-
 @pytest.mark.parametrize(
     ("build", "largest", "mean"),
-    [(transformer, 4.01, 1.0), (recurrent, 4.01, 0.7), (u_net, 5.01, 0.7), (squeezed, 2.01, 0.3)],
+    [(transformer, 4.01, 1.0), (recurrent, 4.01, 0.7), (u_net, 5.01, 0.7)],
 )
 def test_the_file_of_a_trained_net_is_the_net(build, largest, mean):
     keras.utils.set_random_seed(0)
@@ -76,7 +62,7 @@ def test_the_file_of_a_trained_net_is_the_net(build, largest, mean):
     assert np.ptp(got) > 40 * step
 
 
-def test_a_mobile_net_has_no_float_operation():
+def test_a_mobile_net_with_gates_has_no_float_operation():
     keras.utils.set_random_seed(0)
     net = keras.applications.MobileNetV3Small((32, 32, 3), alpha=0.35, weights=None, classes=5, minimalistic=False)
     x = RANDOM.random((8, 32, 32, 3)).astype("float32") * 255
@@ -85,3 +71,5 @@ def test_a_mobile_net_has_no_float_operation():
     file = tflite_export.convert(model, "int8")
     assert [op.name for op in inspect.ops(file.content) if op.is_float] == []
     assert file.calibrated == ()
+    ((got, step),) = outputs_of(file.content, x)
+    assert np.abs(got - model.predict(x, verbose=0)).max() / step < 4.01
