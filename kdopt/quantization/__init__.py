@@ -6,13 +6,15 @@ NativeModel      that copy, engine "native"
 LayerReport      how one layer is quantized, and why
 post_training    int8 without training: clipped ranges, equalized channels, corrected biases
 equalize         brings channels of layers in a row to the same range
-RANGES           how ranges are chosen, by name
+RANGES           how ranges are chosen from data, by name
+OBSERVERS        how ranges follow training, by name
 quantization_error  which layer int8 costs how much: a table and a figure
 """
 
 from kdopt.quantization.diagnosis import QuantizationErrors, TensorError, quantization_error
 from kdopt.quantization.equalize import Equalized, equalize
 from kdopt.quantization.native.model import NativeModel
+from kdopt.quantization.observers import OBSERVERS, Observer
 from kdopt.quantization.post_training import post_training
 from kdopt.quantization.quantize import ENGINES, quantize_aware
 from kdopt.quantization.ranges import RANGES, RangeMethod
@@ -21,10 +23,12 @@ from kdopt.quantization.tfmot.facade import QuantizedModel
 
 __all__ = [
     "ENGINES",
+    "OBSERVERS",
     "RANGES",
     "Equalized",
     "LayerReport",
     "NativeModel",
+    "Observer",
     "QuantizationErrors",
     "QuantizedModel",
     "RangeMethod",

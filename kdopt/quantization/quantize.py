@@ -5,12 +5,20 @@ from typing import Any
 from kdopt.core.validation import check_one_of
 from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.native.model import NativeModel
+from kdopt.quantization.observers import Observer
 from kdopt.quantization.tfmot.facade import QuantizedModel
 
 ENGINES = ("tfmot", "native")
 
 
-def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -> Any:
+def quantize_aware(
+    model: Any,
+    engine: str = "tfmot",
+    calibration: Any = None,
+    *,
+    observer: str | Observer | None = None,
+    delay: int = 0,
+) -> Any:
     """Returns a copy of `model` that trains with the rounding of its int8 `.tflite`.
 
     Fine-tune the result for a few epochs with a small learning rate, then export it with precision `"int8"`; or take
@@ -29,6 +37,11 @@ def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -
         calibration: Real inputs (a few hundred samples) that set the ranges before training: an array, a dict by
             input name, a list with one array an input, a `tf.data.Dataset` or an iterable of batches. Defaults to
             `None`: the first data `fit` gets; until then the model does not predict.
+
+        observer: Engine `"native"`: how ranges follow training, a name in `OBSERVERS` (`"ema"`, `"min_max"`,
+            `"frozen"`) or an `Observer`. Defaults to `None`: `"ema"`; tfmot has its own average.
+        delay: Engine `"native"`: integer >= 0, training steps in which ranges are observed but nothing is rounded, for
+            nets that are trained from the start. Defaults to `0`.
 
     Returns: A `keras.Model` with `report`, `strip()`, `calibrate(data)`; `compile`, `fit`, `save` are Keras's own.
     Raises: TypeError for a subclassed model (`"native"`: one that cannot be traced) or one that is quantized already;
@@ -54,4 +67,8 @@ def quantize_aware(model: Any, engine: str = "tfmot", calibration: Any = None) -
             f"{model.name!r} is quantized already. Train it on with `fit`, set its ranges anew with `calibrate(data)`, "
             "or start from its float weights: `quantize_aware(model.strip(), ...)`."
         )
-    return (QuantizedModel if engine == "tfmot" else NativeModel)(model, calibration)
+    if engine == "native":
+        return NativeModel(model, calibration, observer="ema" if observer is None else observer, delay=delay)
+    if observer is not None or delay:
+        raise ValueError(f"`observer` and `delay` are for engine='native'; engine={engine!r} has tfmot's own average.")
+    return QuantizedModel(model, calibration)

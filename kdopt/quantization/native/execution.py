@@ -1,7 +1,6 @@
 """One pass over the steps of a model: in float, with rounding as training wants it, or as a converter reads it."""
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import keras
@@ -10,10 +9,10 @@ from keras import ops
 from keras.src import backend
 
 from kdopt.graph.inline import Ref
-from kdopt.quantization.native.folding import along, factor_and_offset, is_trained
 from kdopt.quantization.native.placement import Placement
+from kdopt.quantization.native.scope import Scope
 from kdopt.quantization.native.steps import Step
-from kdopt.quantization.quantizers import fake_quantize, round_between, round_to_step, weight_step
+from kdopt.quantization.quantizers import fake_quantize, round_between
 
 # "float": no rounding, ranges are measured. "rounded": as the file computes. "export": for the converter, weights as
 # constants on their grid, and only those ranges that it cannot conclude.
@@ -31,6 +30,7 @@ class Pass:
         mode: See `Mode`.
         training: Whether it is a step of training.
         observe: Called with the number of a range and a tensor in it; returns the limits to round it with.
+        starts: Scalar, whether tensors and weights are rounded already; `None` where they are from the first step on.
         only: Names of the steps and inputs that round; the others compute in float. Defaults to `None`: all.
         seen: Filled with the tensors of the model, by number.
         after: Called with a step and what it gave, before that is rounded; returns what to go on with.
@@ -43,6 +43,7 @@ class Pass:
         mode: Mode = "rounded",
         training: bool = False,
         observe: Callable[[int, Any], Limits] | None = None,
+        starts: Any = None,
         only: Collection[str] | None = None,
         seen: dict[int, Any] | None = None,
         after: Callable[[Step, Any], Any] | None = None,
@@ -50,6 +51,7 @@ class Pass:
         self.placement, self.limits, self.mode, self.training = placement, limits, mode, training
         self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen
+        self._starts = starts
         self._steps: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, tensors: list[Any]) -> list[Any]:
@@ -86,9 +88,13 @@ class Pass:
         low, high = self.limits[row]
         if self.mode == "float":
             return x
-        made = _masked_like(fake_quantize(x, low, high), x)
+        made = _masked_like(self.begun(fake_quantize(x, low, high), x), x)
         self._steps[id(made)] = (made, (high - low) / LEVELS)
         return made
+
+    def begun(self, rounded: Any, exact: Any) -> Any:
+        """What is rounded, once rounding has started."""
+        return rounded if self._starts is None else ops.where(self._starts, rounded, ops.cast(exact, rounded.dtype))
 
     def step_of(self, x: Any) -> Any:
         """Step of a tensor, None if it is not rounded."""
@@ -117,7 +123,7 @@ class Pass:
         step = (high - low) / LEVELS
         if self.mode == "rounded" and grid.rounds and not is_loss:
             made = round_between(x, low, high) if grid.limits is None else fake_quantize(x, low, high)
-            x = _masked_like(made, x)
+            x = _masked_like(self.begun(made, x), x)
         return self._with_step(x, step)
 
     def _with_step(self, x: Any, step: Any) -> Any:
@@ -130,185 +136,6 @@ class Pass:
                 kwargs["training"] = self.training
             return step.operation(*args, **kwargs)
         return step.rule.call(Scope(self, step), step.operation, *args, **kwargs)
-
-
-class Scope:
-    """What a rule calls to round what is inside a layer."""
-
-    def __init__(self, run: Pass, step: Step, prefix: str = "") -> None:
-        self._run, self._step, self._prefix = run, step, prefix
-
-    def part(self, name: str) -> "Scope":
-        """For a layer inside the layer, whose ranges are named `name.range`."""
-        return Scope(self._run, self._step, f"{self._prefix}{name}.")
-
-    def inner(self, name: str, x: Any) -> Any:
-        """`x` rounded to the range `name` of the layer."""
-        return self._run.rounded(self._run.placement.inner[self._step.name][self._prefix + name], x)
-
-    def fixed(self, x: Any, low: float, high: float) -> Any:
-        """`x` rounded to a scale that TFLite prescribes."""
-        return x if self._run.mode != "rounded" else fake_quantize(x, low, high)
-
-    def weight(self, variable: Any, axes: tuple[int, ...] = ()) -> Any:
-        """A variable rounded to its symmetric grid, with one step for each entry along `axes`."""
-        if self._run.mode == "float":
-            return ops.convert_to_tensor(variable)
-        return self._run.constant(lambda: round_to_step(variable.value, weight_step(variable.value, axes)))
-
-    def linear(
-        self,
-        layer: Any,
-        x: Any,
-        kernel: str = "kernel",
-        axes: tuple[int, ...] = (-1,),
-        call: Callable[[Any, Any], Any] | None = None,
-    ) -> Any:
-        """Calls a layer with one kernel and perhaps a bias, without its activation.
-
-        A BatchNormalization that the file folds into the kernel is called behind it where it normalizes with the
-        statistics of the batch, which gives the same integers: the step of each channel grows with its factor.
-        Elsewhere kernel and bias are folded, and the bias is rounded to the product of the steps of input and kernel,
-        as in the file.
-
-        Args:
-            layer: The layer.
-            x: Its input.
-            kernel: Attribute of the kernel.
-            axes: Axes of the kernel that are output channels, in the order of the output's last axis.
-            call: Function `(x, weights) -> output without bias`. Defaults to calling the layer.
-        """
-        run, norm = self._run, self._step.norm
-        variable = getattr(layer, f"_{kernel}", None)
-        variable = getattr(layer, kernel) if variable is None else variable
-        bias = layer.bias if getattr(layer, "use_bias", False) else None
-        trained = norm is not None and is_trained(norm, run.training)
-        if run.mode == "float" or trained:
-            y = self._with(layer, variable, self.weight(variable, axes), bias, bias, x, call)
-            return y if norm is None else norm(y, training=run.training)
-        step = run.step_of(x)
-        weights, offset = run.constant(lambda: _folded(variable, bias, norm, step, axes))
-        return self._with(layer, variable, weights, bias, offset, x, call)
-
-    def product(
-        self,
-        x: Any,
-        kernel: Any,
-        bias: Callable[[], Any] | None,
-        axes: tuple[int, ...],
-        call: Callable[[Any, Any], Any],
-        factor: float = 1.0,
-    ) -> Any:
-        """`call(x, kernel * factor) + bias * factor`, rounded as `linear` does.
-
-        Args:
-            x: Tensor.
-            kernel: Variable.
-            bias: Function that gives a tensor of the kernel's sizes along `axes`; `None` for none.
-            axes: Axes of the kernel that are output channels.
-            call: Function `(x, weights) -> output`.
-            factor: Of kernel and bias, e.g. what attention divides queries by. Defaults to `1.0`.
-        """
-        run, step = self._run, self._run.step_of(x)
-
-        def values() -> tuple[Any, Any]:
-            weights, offset = ops.cast(kernel, "float32") * factor, None if bias is None else bias()
-            offset = None if offset is None else ops.cast(offset, "float32") * factor
-            return (weights, offset) if run.mode == "float" else _on_grid(weights, offset, step, axes)
-
-        weights, offset = run.constant(values)
-        y = call(x, ops.cast(weights, x.dtype))
-        return y if offset is None else y + ops.cast(offset, y.dtype)
-
-    def scaled(self, x: Any, values: Callable[[], tuple[Any, Any]]) -> Any:
-        """`x * factor + offset` with one value for each entry of the last axis: a depthwise 1 x 1 convolution.
-
-        TFLite has a multiplication and an addition for it, whose factor has one step for all channels, and a rounding
-        in between; a depthwise convolution has exact factors, and the offset an integer of 32 bits.
-
-        Args:
-            x: Tensor, channels last.
-            values: Function of variables alone, without arguments, that gives factor and offset.
-        """
-        run, step = self._run, self._run.step_of(x)
-
-        def rounded() -> tuple[Any, Any]:
-            factor, offset = values()
-            return factor, offset if step is None else round_to_step(offset, weight_step(factor, (0,)) * step)
-
-        factor, offset = run.constant(rounded)
-        if run.mode != "export":
-            return x * ops.cast(factor, x.dtype) + ops.cast(offset, x.dtype)
-        batch = x.shape[0] or -1
-        places = x.shape[1:-1] if len(x.shape) == 4 else (1, int(np.prod(x.shape[1:-1])))
-        image = ops.reshape(x, [batch, *places, x.shape[-1]])
-        y = ops.depthwise_conv(image, np.reshape(factor, (1, 1, -1, 1)), data_format="channels_last") + offset
-        return ops.reshape(y, [batch, *x.shape[1:]])
-
-    def constant(self, values: Callable[[], Any]) -> Any:
-        """What a function of variables alone gives; numbers where a converter wants them."""
-        return self._run.constant(values)
-
-    @property
-    def is_float(self) -> bool:
-        """Whether nothing is rounded, because ranges are measured."""
-        return self._run.mode == "float"
-
-    @property
-    def exporting(self) -> bool:
-        """Whether a converter reads it."""
-        return self._run.mode == "export"
-
-    @property
-    def training(self) -> bool:
-        """Whether it is a step of training."""
-        return self._run.training
-
-    def _with(
-        self, layer: Any, variable: Any, weights: Any, bias: Any, offset: Any, x: Any, call: Callable[..., Any] | None
-    ) -> Any:
-        """Calls a layer with these weights and this offset; `bias` is the Variable for it, None without one."""
-        if call is None and bias is not None:
-            return _bare(layer, [(variable, weights), (bias, offset)], x)
-        y = _bare(layer, [(variable, weights)], x) if call is None else call(x, ops.cast(weights, x.dtype))
-        return y if offset is None else y + ops.cast(offset, y.dtype)
-
-
-def _folded(variable: Any, bias: Any, norm: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
-    """Kernel and bias on their grids, a BatchNormalization folded into them."""
-    weights, offset = ops.cast(variable, "float32"), None if bias is None else ops.cast(bias, "float32")
-    if norm is not None:
-        factor, added = factor_and_offset(norm)
-        weights = weights * along(factor, weights, axes)
-        offset = added if offset is None else offset * factor + added
-    return _on_grid(weights, offset, step, axes)
-
-
-def _on_grid(weights: Any, offset: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
-    """Kernel and bias rounded; the bias to the product of the steps of input and kernel."""
-    steps = weight_step(weights, axes)
-    if offset is not None and step is not None:
-        offset = round_to_step(offset, ops.reshape(steps, offset.shape) * step)
-    return round_to_step(weights, steps), offset
-
-
-def _bare(layer: Any, values: list[tuple[Any, Any]], x: Any) -> Any:
-    """Calls a layer with other values of some Variables, without its activation."""
-    scope = keras.StatelessScope(state_mapping=[(v, ops.cast(value, v.dtype)) for v, value in values])
-    with _without_activation(layer), scope:
-        return layer(x)
-
-
-@contextmanager
-def _without_activation(layer: Any) -> Iterator[None]:
-    # In `vars`: Keras would track a new layer, and it is put back at once.
-    held = {name: vars(layer)[name] for name in ("activation", "activity_regularizer") if name in vars(layer)}
-    changed = {"activation": keras.activations.linear, "activity_regularizer": None}
-    vars(layer).update({name: changed[name] for name in held})
-    try:
-        yield
-    finally:
-        vars(layer).update(held)
 
 
 def _masked_like(made: Any, x: Any) -> Any:

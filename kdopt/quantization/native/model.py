@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kdopt.core.copying import copy_model
+from kdopt.core.validation import check_integer
 from kdopt.graph.inline import TracedInput, trace
 from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
@@ -26,7 +27,9 @@ class Ranges(keras.layers.Layer):
 
     Attributes:
         limits: Variable (ranges, 2): smallest value <= 0, largest >= 0.
-        batches: Variable (), how many training batches they have followed.
+        batches: Variable (), how many training batches they have followed; large once they were calibrated.
+        steps: Variable (), how many training steps there were.
+        frozen: Variable (), 1 where ranges stay as they are.
     """
 
     def __init__(self, count: int, **kwargs: Any) -> None:
@@ -35,7 +38,10 @@ class Ranges(keras.layers.Layer):
             (count, 2), initializer="zeros", trainable=False, name="limits", aggregation="mean"
         )
         # float32, not an integer: XLA keeps small integers of a training step on the host.
-        self.batches = self.add_weight((), initializer="zeros", trainable=False, name="batches", aggregation="mean")
+        self.batches, self.steps, self.frozen = (
+            self.add_weight((), initializer="zeros", trainable=False, name=name, aggregation="mean")
+            for name in ("batches", "steps", "frozen")
+        )
         self.built = True
 
 
@@ -58,16 +64,23 @@ class NativeModel(QuantizationAware):
         source: Built Functional, Sequential or traceable subclassed model; left as it is.
         calibration: Data as in `quantize_aware`. Defaults to `None`: the first training batches.
         observer: Name in `OBSERVERS`, or an `Observer`. Defaults to `"ema"`.
+        delay: Integer >= 0, training steps in which ranges are observed but nothing is rounded. Defaults to `0`.
         name: String.
     """
 
     def __init__(
-        self, source: Any, calibration: Any = None, observer: str | Observer = "ema", name: str | None = None
+        self,
+        source: Any,
+        calibration: Any = None,
+        observer: str | Observer = "ema",
+        delay: int = 0,
+        name: str | None = None,
     ) -> None:
         super().__init__(name=name or f"{source.name}_quantized")
         _refuse_extended(source)
         self.net = copy_model(source)
         self._hidden = _Hidden(self.net, OBSERVERS.get(observer))
+        self.delay = check_integer("delay", delay, minimum=0)
         self.ranges = Ranges(len(self._hidden.placement.names), name="ranges")
         self.built = True
         if calibration is not None:
@@ -123,7 +136,8 @@ class NativeModel(QuantizationAware):
         pairs = [(flat[2 * row], flat[2 * row + 1]) for row in range(count)]
         if not training:
             return Pass(placement, pairs)(tensors)
-        seen = self.ranges.batches.value
+        seen, frozen = self.ranges.batches.value, self.ranges.frozen.value > 0
+        starts = self.ranges.steps.value >= self.delay if self.delay else None
         updated: dict[int, Any] = {}
         extremes: dict[int, list[Any]] = {}
 
@@ -131,15 +145,16 @@ class NativeModel(QuantizationAware):
             # Several of one range in a loop over time.
             extremes.setdefault(row, []).append(extremes_of(x, row in placement.positive))
             update = self._hidden.observer.update(ops.stack(pairs[row]), widest(extremes[row]), seen)
-            updated[row] = ops.stop_gradient(update)
+            updated[row] = ops.where(frozen, ops.stack(pairs[row]), ops.stop_gradient(update))
             low, high = updated[row][0], updated[row][1]
             return low, ops.where(low == high, DEAD, high)
 
-        outputs = Pass(placement, pairs, training=True, observe=observe)(tensors)
+        outputs = Pass(placement, pairs, training=True, observe=observe, starts=starts)(tensors)
         if count:
             rows = [updated.get(row, limits[row]) for row in range(count)]
             self.ranges.limits.assign(ops.stack(rows))
         self.ranges.batches.assign(seen + 1.0)
+        self.ranges.steps.assign(self.ranges.steps.value + 1.0)
         return outputs
 
     def _converted(self) -> tuple[Any, Any]:
@@ -148,6 +163,17 @@ class NativeModel(QuantizationAware):
         net = copy_model(self.net, "float32") if half else self.net
         placement = place(trace(net)) if half else self._hidden.placement
         return net, lambda *tensors: Pass(placement, limits, "export")(list(tensors))
+
+    def freeze_ranges(self, frozen: bool = True) -> None:
+        """Keeps all ranges as they are while training goes on, or lets them follow the data again.
+
+        Freeze them for the last epochs: weights then settle on the very grid of the file.
+
+        Raises: RuntimeError if they have not seen data yet.
+        """
+        if frozen and not self.calibrated:
+            raise RuntimeError(f"The ranges of {self.name!r} have not seen any data yet: calibrate it, or train first.")
+        self.ranges.frozen.assign(float(frozen))
 
     def range_of(self, name: str) -> tuple[float, float]:
         """The range of a tensor, as named in `range_names`."""
@@ -177,12 +203,12 @@ class NativeModel(QuantizationAware):
     def get_config(self) -> dict[str, Any]:
         source = keras.saving.serialize_keras_object(self.net)
         observer = keras.saving.serialize_keras_object(self._hidden.observer)
-        return {"name": self.name, "source": source, "observer": observer}
+        return {"name": self.name, "source": source, "observer": observer, "delay": self.delay}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "NativeModel":
         source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
-        return cls(source, observer=config["observer"], name=config["name"])
+        return cls(source, observer=config["observer"], delay=config["delay"], name=config["name"])
 
 
 def _refuse_extended(source: keras.Model) -> None:

@@ -12,7 +12,7 @@ import tflite_export
 from kdopt.core.norms import reestimate_batch_norm
 from kdopt.distillation import Distiller
 from kdopt.pruning import GradualPruning, keep_zeros, prune
-from kdopt.quantization import quantize_aware
+from kdopt.quantization import NativeModel, quantize_aware
 from kdopt.schedules import Constant
 
 RANDOM = np.random.default_rng(8)
@@ -54,7 +54,7 @@ def test_it_trains_and_the_file_is_the_model(options):
     assert history["loss"][-1] < history["loss"][0]
     assert steps_beside(model) < 0.01
     assert [entry.mode for entry in model.report] == ["quantized"] * len(model.report)
-    assert model.count_params() == net().count_params() + 2 * len(model.range_names) + 1
+    assert model.count_params() == net().count_params() + 2 * len(model.range_names) + 3
 
 
 def test_half_precision_trains_and_exports_in_single():
@@ -258,3 +258,50 @@ def test_statistics_are_estimated_with_the_rounding():
     taps = keras.Model(plain.inputs, plain.get_layer("conv").output)
     np.testing.assert_allclose(after, taps.predict(X, verbose=0).var((0, 1, 2)), rtol=0.05)
     assert steps_beside(model) < 0.01
+
+
+def ranges(model):
+    return np.asarray(model.ranges.limits)
+
+
+def test_ranges_that_are_frozen_stay_and_go_on():
+    model = compiled(native())
+    model.freeze_ranges()
+    before = ranges(model)
+    model.fit(3 * X, Y, verbose=0)
+    np.testing.assert_array_equal(ranges(model), before)
+    assert steps_beside(model) < 0.01
+    model.freeze_ranges(False)
+    model.fit(3 * X, Y, verbose=0)
+    assert np.abs(ranges(model) - before).max() > 0.01
+    with pytest.raises(RuntimeError, match="have not seen any data yet"):
+        native(calibration=None).freeze_ranges()
+
+
+def test_before_its_delay_it_trains_as_the_float_model_does():
+    def trained(model):
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        return model.fit(X, np.eye(4)[Y], batch_size=16, epochs=2, shuffle=False, verbose=0).history["loss"]
+
+    exact, late = trained(net()), trained(native(delay=4))  # an epoch is 4 steps
+    assert late[0] == pytest.approx(exact[0], rel=1e-5)
+    assert late[1] != pytest.approx(exact[1], rel=1e-5)
+    assert trained(native())[0] != pytest.approx(exact[0], rel=1e-5)
+    model = native(delay=100)
+    loaded = NativeModel.from_config(model.get_config())
+    assert loaded.delay == 100
+
+
+def test_the_widest_range_ever_seen():
+    inputs = keras.Input((3,), name="x")
+    model = native(keras.Model(inputs, L.Dense(1)(inputs)), calibration=None, observer="min_max")
+    x = RANDOM.normal(size=(12, 3)).astype("float32")
+    model.compile("sgd", "mse")
+    model.fit(((x[i : i + 4], np.ones((4, 1))) for i in (0, 4, 8)), verbose=0)
+    assert model.range_of("x.input") == pytest.approx((x.min(), x.max()))
+    with pytest.raises(ValueError, match="Did you mean 'ema'"):
+        native(observer="emma")
+    with pytest.raises(ValueError, match="`observer` and `delay` are for engine='native'"):
+        quantize_aware(net(), observer="ema")
+    with pytest.raises(ValueError, match="delay"):
+        native(delay=-1)
