@@ -4,9 +4,10 @@
     python benchmarks/qat_fidelity.py --data-dir FOLDER --net resnet8 lenet-5 --engine native tfmot
 
 Each net is trained in float (or loaded: ResNet8), then for one epoch with rounding, exported, and run over the whole
-test set: the model in Keras, the file on XNNPACK, the file on TFLite's reference kernels. Differences of the logits (a
-softmax at the end is taken off) in steps of the output. Goal: mean and 99.9th percentile between model and file not
-above those between the two sets of kernels plus one step, and the same class for 99.5 % of the samples.
+test set, its inputs rounded to the file's integers: the model in Keras, the file on XNNPACK, the file on TFLite's
+reference kernels. Differences of the logits (a softmax at the end is taken off) in steps of the output. Goal: mean and
+99.9th percentile between model and file not above those between the two sets of kernels plus one step, and the same
+class for 99.5 % of the samples.
 """
 
 import argparse
@@ -112,17 +113,29 @@ NETS = {
 }
 
 
-def run(content, x, xnnpack):
-    """(logits, step) of the file on its own integers."""
+def interpreter(content, xnnpack=True):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     kind = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_REF
     found = Interpreter(model_content=content, experimental_op_resolver_type=kind)
     found.allocate_tensors()
-    (given,), (taken,) = found.get_input_details(), found.get_output_details()
+    return found
+
+
+def on_grid(content, x):
+    """(integers of the file's input, what they stand for)."""
+    (given,) = interpreter(content).get_input_details()
     scale, zero = given["quantization"]
+    integers = np.clip(np.round(x / scale) + zero, -128, 127).astype("int8")
+    return integers, (integers.astype("float32") - zero) * np.float32(scale)
+
+
+def run(content, integers, xnnpack):
+    """(logits, step) of the file."""
+    found = interpreter(content, xnnpack)
+    (given,), (taken,) = found.get_input_details(), found.get_output_details()
     rows = []
-    for row in np.clip(np.round(x / scale) + zero, -128, 127).astype("int8"):
+    for row in integers:
         found.set_tensor(given["index"], row[None])
         found.invoke()
         rows.append(found.get_tensor(taken["index"])[0].astype("float32"))
@@ -157,11 +170,9 @@ def main():
             except tflite_export.ConversionError as error:
                 print(f"| {name} | {engine} | refused: {str(error).splitlines()[0]} |", flush=True)
                 continue
-            logits, (file, step), (reference, _) = (
-                model.predict(x, verbose=0),
-                run(content, x, True),
-                run(content, x, False),
-            )
+            integers, seen = on_grid(content, x)
+            logits = model.predict(seen, verbose=0)
+            (file, step), (reference, _) = run(content, integers, True), run(content, integers, False)
             right = " | ".join(
                 f"{100 * np.mean(z.argmax(1) == y):.2f}" for z in (net.predict(x, verbose=0), logits, file)
             )

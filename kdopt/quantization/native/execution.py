@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 from keras.src import backend
+from keras.src.ops.nn import Relu6
 
 from kdopt.graph.inline import Ref
 from kdopt.quantization.native.placement import Placement
@@ -53,6 +54,7 @@ class Pass:
         self._seen = {} if seen is None else seen
         self._starts = starts
         self._steps: dict[int, tuple[Any, Any]] = {}
+        self._sums: dict[int, tuple[Any, Any, Any, float | None]] = {}
 
     def __call__(self, tensors: list[Any]) -> list[Any]:
         """Outputs of the model, flat."""
@@ -67,6 +69,9 @@ class Pass:
                 lambda leaf: values[leaf.index] if isinstance(leaf, Ref) else leaf, (step.args, step.kwargs)
             )
             outputs = self._called(step, args, kwargs)
+            if step.rule.relu and id(args[0]) in self._sums:
+                _, sums, products, _ = self._sums[id(args[0])]
+                self._sums[id(outputs)] = (outputs, sums, products, _cap(step.operation))
             if self._after is not None:
                 outputs = self._after(step, outputs)
             if step.regularized is not None and step.regularized.activity_regularizer is not None:
@@ -89,8 +94,35 @@ class Pass:
         if self.mode == "float":
             return x
         made = _masked_like(self.begun(fake_quantize(x, low, high), x), x)
+        if id(x) in self._sums:
+            made = made + ops.stop_gradient(self._scaled_sums(x, low, high) - made)
         self._steps[id(made)] = (made, (high - low) / LEVELS)
         return made
+
+    @property
+    def in_integers(self) -> bool:
+        """Whether kernels are applied to the file's very integers."""
+        return self.mode == "rounded" and not self.training and self._after is None
+
+    def summed(self, sums: Any, products: Any) -> Any:
+        """The tensor of sums of integers, each worth the product of the steps of input and kernel."""
+        made = sums * products
+        self._sums[id(made)] = (made, sums, products, float("-inf"))
+        return made
+
+    def _scaled_sums(self, x: Any, low: Any, high: Any) -> Any:
+        """Sums of integers on the grid of a range, by the arithmetic of XNNPACK: one product, halves to even.
+
+        q = clip(round(sum * (s_input * s_kernel / s)) + z),   also to the limits of a fused ReLU
+        """
+        _, sums, products, cap = self._sums[id(x)]
+        step = (high - low) / LEVELS
+        zero = ops.round(-low / step)
+        fused = cap is None or cap > 0
+        least = zero if fused else 0.0
+        most = float(LEVELS) if cap is None or cap < 0 else ops.minimum(float(LEVELS), ops.round(cap / step) + zero)
+        integer = ops.clip(ops.round(sums * (products / step)) + zero, least, most)
+        return (integer - zero) * step
 
     def begun(self, rounded: Any, exact: Any) -> Any:
         """What is rounded, once rounding has started."""
@@ -136,6 +168,13 @@ class Pass:
                 kwargs["training"] = self.training
             return step.operation(*args, **kwargs)
         return step.rule.call(Scope(self, step), step.operation, *args, **kwargs)
+
+
+def _cap(operation: Any) -> float | None:
+    """Where a ReLU ends: 6, or nowhere."""
+    function = operation.activation if isinstance(operation, keras.layers.Activation) else operation
+    six = function is keras.activations.relu6 or isinstance(function, Relu6) or getattr(function, "max_value", None)
+    return 6.0 if six else None
 
 
 def _masked_like(made: Any, x: Any) -> Any:

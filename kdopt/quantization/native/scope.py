@@ -68,8 +68,16 @@ class Scope:
             y = self._with(layer, variable, self.weight(variable, axes), bias, bias, x, call)
             return y if norm is None else norm(y, training=run.training)
         step = run.step_of(x)
-        weights, offset = run.constant(lambda: _folded(run, variable, bias, norm, step, axes))
-        return self._with(layer, variable, weights, bias, offset, x, call)
+        weights, offset, steps = run.constant(lambda: _folded(run, variable, bias, norm, step, axes))
+        if not run.in_integers or step is None or str(x.dtype) != "float32":
+            return self._with(layer, variable, weights, bias, offset, x, call)
+        # The sums of the file's integers, exact in float32 below 2^24.
+        products = ops.reshape(steps * step, (-1,))
+        whole = None if offset is None else _integer(ops.reshape(offset, (-1,)) / products, offset.shape)
+        sums = self._with(layer, variable, _integer(weights / steps), bias, whole, _integer(x / step), call)
+        if sums.shape[-1] != products.shape[0]:  # several axes of channels
+            return self._with(layer, variable, weights, bias, offset, x, call)
+        return run.summed(_integer(sums), products)
 
     def product(
         self,
@@ -92,12 +100,12 @@ class Scope:
         """
         run, step = self._run, self._run.step_of(x)
 
-        def values() -> tuple[Any, Any]:
+        def values() -> tuple[Any, Any, Any]:
             weights, offset = ops.cast(kernel, "float32") * factor, None if bias is None else bias()
             offset = None if offset is None else ops.cast(offset, "float32") * factor
-            return (weights, offset) if run.mode == "float" else _on_grid(run, weights, offset, step, axes)
+            return (weights, offset, None) if run.mode == "float" else _on_grid(run, weights, offset, step, axes)
 
-        weights, offset = run.constant(values)
+        weights, offset, _ = run.constant(values)
         y = call(x, ops.cast(weights, x.dtype))
         return y if offset is None else y + ops.cast(offset, y.dtype)
 
@@ -155,8 +163,8 @@ class Scope:
         return y if offset is None else y + ops.cast(offset, y.dtype)
 
 
-def _folded(run: Any, variable: Any, bias: Any, norm: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
-    """Kernel and bias on their grids, a BatchNormalization folded into them."""
+def _folded(run: Any, variable: Any, bias: Any, norm: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """Kernel and bias on their grids, a BatchNormalization folded into them; the steps of the kernel."""
     weights, offset = ops.cast(variable, "float32"), None if bias is None else ops.cast(bias, "float32")
     if norm is not None:
         factor, added = factor_and_offset(norm)
@@ -165,12 +173,18 @@ def _folded(run: Any, variable: Any, bias: Any, norm: Any, step: Any, axes: tupl
     return _on_grid(run, weights, offset, step, axes)
 
 
-def _on_grid(run: Any, weights: Any, offset: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
-    """Kernel and bias rounded; the bias to the product of the steps of input and kernel."""
+def _on_grid(run: Any, weights: Any, offset: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """Kernel and bias rounded, the bias to the product of the steps of input and kernel; the steps of the kernel."""
     steps = weight_step(weights, axes)
     if offset is not None and step is not None:
         offset = run.begun(round_to_step(offset, ops.reshape(steps, offset.shape) * step), offset)
-    return run.begun(round_to_step(weights, steps), weights), offset
+    return run.begun(round_to_step(weights, steps), weights), offset, steps
+
+
+def _integer(values: Any, shape: Any = None) -> Any:
+    """The integers next to values that are all but integers; the gradient is that of the values."""
+    made = values + ops.stop_gradient(ops.round(values) - values)
+    return made if shape is None else ops.reshape(made, shape)
 
 
 def _rounded(weights: Any, axes: tuple[int, ...]) -> Any:

@@ -12,13 +12,20 @@ def interpreter(content, delegates=True):
     return found
 
 
+def on_grid(content, x):
+    """(integers of the file's input, what they stand for)."""
+    (given,) = interpreter(content).get_input_details()
+    scale, zero = given["quantization"]
+    integers = np.clip(np.round(x / scale) + zero, -128, 127).astype("int8")
+    return integers, (integers.astype("float32") - zero) * np.float32(scale)
+
+
 def outputs_of(content, x, delegates=True):
     """[(values (n, ...), step)], one an output; `x` is rounded to the scale of the file's input."""
     found = interpreter(content, delegates)
     (given,), taken = found.get_input_details(), found.get_output_details()
-    scale, zero = given["quantization"]
     rows = []
-    for row in np.clip(np.round(x / scale) + zero, -128, 127).astype("int8"):
+    for row in on_grid(content, x)[0]:
         found.set_tensor(given["index"], row[None])
         found.invoke()
         rows.append([found.get_tensor(entry["index"])[0].astype("float32") for entry in taken])
