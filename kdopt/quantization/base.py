@@ -53,6 +53,17 @@ class QuantizationAware(keras.Model):
         """Whether the ranges have seen data."""
         raise NotImplementedError
 
+    def require_ranges(self) -> None:
+        """Refuses what needs ranges before they have seen data.
+
+        Raises: RuntimeError.
+        """
+        if not self.calibrated:
+            raise RuntimeError(
+                f"The ranges of {self.name!r} have not seen any data, so its outputs would mean nothing. Way out: pass "
+                "`calibration=x_train[:256]` to quantize_aware, call `model.calibrate(x_train[:256])`, or train first."
+            )
+
     @property
     def output_names(self) -> list[str] | None:
         """Names of the source's outputs, for losses and metrics by name."""
@@ -69,11 +80,8 @@ class QuantizationAware(keras.Model):
         self.__dict__["_kept"] = sample(batches)
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        if not training and not self.calibrated:
-            raise RuntimeError(
-                f"The ranges of {self.name!r} have not seen any data, so its outputs would mean nothing. Way out: pass "
-                "`calibration=x_train[:256]` to quantize_aware, call `model.calibrate(x_train[:256])`, or train first."
-            )
+        if not training:
+            self.require_ranges()
         graph = self._graph
         ordered = getattr(graph, "_standardize_inputs", keras.tree.flatten)(inputs)
         outputs = self._run(list(ordered), bool(training))
@@ -122,8 +130,8 @@ class QuantizationAware(keras.Model):
         names = tuple(self.output_names or [f"output_{i}" for i in range(len(self._graph.outputs))])
         module, run = self._converted()
 
-        def function(*tensors: Any) -> dict[str, Any]:
-            return dict(zip(names, run(*tensors), strict=True))
+        def function(*tensors: Any) -> list[Any]:
+            return list(run(*tensors))
 
         kept = self._kept
         inputs = self._inputs

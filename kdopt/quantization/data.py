@@ -40,6 +40,12 @@ def calibration_batches(data: Any, inputs: Sequence[InputSpec]) -> list[list[np.
     return batches
 
 
+def as_arrays(data: Any, inputs: Sequence[InputSpec]) -> dict[str, np.ndarray]:
+    """Data in any of its forms, read once: input name -> array."""
+    batches = calibration_batches(data, inputs)
+    return {entry.name: np.concatenate([batch[i] for batch in batches]) for i, entry in enumerate(inputs)}
+
+
 def sample(batches: list[list[np.ndarray]], count: int = 128) -> list[np.ndarray]:
     """The first `count` samples of `batches`, one array an input."""
     arrays = []

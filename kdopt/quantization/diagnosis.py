@@ -8,7 +8,9 @@ import keras
 import numpy as np
 
 from kdopt.core.optional import require
-from kdopt.quantization.data import calibration_batches, sample
+from kdopt.core.validation import check_integer
+from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.data import as_arrays
 from kdopt.quantization.native.execution import Pass
 from kdopt.quantization.native.model import NativeModel
 from kdopt.quantization.native.placement import Placement
@@ -112,9 +114,17 @@ def quantization_error(
     errors.figure().savefig("int8.png")
     ```
     """
-    if not isinstance(model, NativeModel):
-        model = NativeModel(model, calibration=data)
-    tensors = sample(calibration_batches(data, model._inputs), samples)
+    check_integer("samples", samples)
+    if isinstance(model, QuantizationAware) and not isinstance(model, NativeModel):
+        raise TypeError(f"{model.name!r} is of the engine 'tfmot'. Measure `model.strip()`, or use engine='native'.")
+    fresh = not isinstance(model, NativeModel)
+    measured = NativeModel(model) if fresh else model
+    arrays = as_arrays(data, measured._inputs)
+    if fresh:
+        measured.calibrate(arrays)
+    model = measured
+    model.require_ranges()
+    tensors = [array[:samples] for array in arrays.values()]
     placement, limits = model._hidden.placement, [tuple(pair) for pair in np.asarray(model.ranges.limits)]
     inputs = [keras.ops.convert_to_tensor(array) for array in tensors]
     exact: dict[int, Any] = {}
@@ -131,7 +141,7 @@ def quantization_error(
         bar.add(1)
     rows.sort(key=lambda row: -row.output_mse)
     whole = _error(expected, outputs)
-    entropy = None if targets is None else _cross_entropies(model, expected, outputs, np.asarray(targets)[:samples])
+    entropy = None if targets is None else _cross_entropies(expected, outputs, np.asarray(targets)[:samples])
     return QuantizationErrors(tuple(rows), TensorError(str(model.name), *whole, *whole[:2]), entropy)
 
 
@@ -158,22 +168,19 @@ def _error(exact: list[np.ndarray], rounded: list[np.ndarray]) -> tuple[float, f
     return error, ratio, float(x @ q) / lengths if lengths else 1.0
 
 
-def _cross_entropies(
-    model: NativeModel, expected: list[np.ndarray], outputs: list[np.ndarray], targets: np.ndarray
-) -> tuple[float, float]:
-    if len(expected) != 1 or targets.shape != expected[0].shape[:1] or targets.dtype.kind not in "iu":
+def _cross_entropies(expected: list[np.ndarray], outputs: list[np.ndarray], targets: np.ndarray) -> tuple[float, float]:
+    exact = expected[0]
+    whole = len(expected) == 1 and exact.ndim == 2 and exact.shape[1] > 1
+    if not whole or targets.shape != exact.shape[:1] or targets.dtype.kind not in "iu":
         raise ValueError(
-            f"`targets` must be integer classes of the shape {expected[0].shape[:1]} for a model with one output; got "
-            f"{targets.dtype} of the shape {targets.shape}, and {len(expected)} outputs."
+            "`targets` must be integer classes (n,) for a classifier with one output (n, classes); got "
+            f"{targets.dtype} of the shape {targets.shape} for outputs of the shapes {[y.shape for y in expected]}."
         )
-    first, second = (_cross_entropy(y, targets, _is_softmax(model)) for y in (expected[0], outputs[0]))
+    if targets.min() < 0 or targets.max() >= exact.shape[1]:
+        raise ValueError(f"`targets` must lie in [0, {exact.shape[1]}); got {targets.min()} to {targets.max()}.")
+    probabilities = bool(exact.min() >= 0 and np.allclose(exact.sum(axis=1), 1, atol=1e-3))
+    first, second = (_cross_entropy(y, targets, probabilities) for y in (exact, outputs[0]))
     return first, second
-
-
-def _is_softmax(model: NativeModel) -> bool:
-    """Whether the model's output are probabilities already."""
-    last = model._hidden.placement.steps[-1].rule
-    return last.output == "fixed" and last.limits == (0.0, 255 / 256)
 
 
 def _cross_entropy(outputs: np.ndarray, targets: np.ndarray, probabilities: bool) -> float:

@@ -56,6 +56,8 @@ def equalize(model: keras.Model, sweeps: int = 20) -> tuple[Equalized, ...]:
     Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
         equations 9 - 11.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a built keras.Model; got {type(model).__name__}.")
     placement = place(trace(model))
     pairs = _pairs(placement)
     totals = [np.ones(()) for _ in pairs]
@@ -102,6 +104,8 @@ def _ungrouped(layer: Any) -> bool:
 
 def _passes(step: Step) -> bool:
     operation = step.operation
+    if getattr(operation, "data_format", None) == "channels_first":
+        return False
     if operation in (keras.activations.relu, keras.activations.linear):
         return True
     if isinstance(operation, layers.Activation):

@@ -8,7 +8,9 @@ import numpy as np
 from keras import ops
 
 from kdopt.core.copying import copy_model
-from kdopt.quantization.data import calibration_batches, sample
+from kdopt.core.validation import check_integer
+from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.data import as_arrays, calibration_batches, sample
 from kdopt.quantization.equalize import equalize as equalize_channels
 from kdopt.quantization.native.execution import Pass
 from kdopt.quantization.native.folding import factor_and_offset
@@ -54,14 +56,18 @@ def post_training(
     Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
         sections 4.1 and 4.2 (with data).
     """
+    check_integer("samples", samples)
+    if isinstance(model, QuantizationAware):
+        raise TypeError(f"{model.name!r} is quantized already. Start from its float weights: `model.strip()`.")
     source = model
     if equalize:
         source = copy_model(model)
         equalize_channels(source)
     made = NativeModel(source, observer="frozen", name=f"{model.name}_quantized")
-    made.calibrate(data, ranges)
+    arrays = as_arrays(data, made._inputs)
+    made.calibrate(arrays, ranges)
     if bias_correction:
-        correct_biases(made, data, samples)
+        correct_biases(made, arrays, samples)
     return made
 
 
@@ -78,6 +84,8 @@ def correct_biases(model: NativeModel, data: Any, samples: int = 256) -> dict[st
     Returns: Name of each layer that was corrected -> its largest correction, in the unit of its output. A layer called
         several times, or with neither bias nor BatchNormalization, has no place for it.
     """
+    check_integer("samples", samples)
+    model.require_ranges()
     placement = model._hidden.placement
     limits = [tuple(pair) for pair in np.asarray(model.ranges.limits)]
     tensors = sample(calibration_batches(data, model._inputs), samples)
@@ -107,7 +115,8 @@ def _add(step: Step, error: Any) -> bool:
     if norm is not None and norm.beta is not None:
         norm.beta.assign_add(error)
     elif norm is not None:
-        norm.moving_mean.assign_sub(error / factor_and_offset(norm)[0])
+        factor = factor_and_offset(norm)[0]
+        norm.moving_mean.assign_sub(ops.where(factor == 0, 0.0, error / ops.where(factor == 0, 1.0, factor)))
     elif layer.use_bias:
         layer.bias.assign_add(error)
     else:

@@ -76,6 +76,8 @@ class NativeModel(QuantizationAware):
         delay: int = 0,
         name: str | None = None,
     ) -> None:
+        if not isinstance(source, keras.Model):
+            raise TypeError(f"Expected a built keras.Model; got {type(source).__name__}.")
         super().__init__(name=name or f"{source.name}_quantized")
         _refuse_extended(source)
         self.net = copy_model(source)
@@ -145,7 +147,10 @@ class NativeModel(QuantizationAware):
             # Several of one range in a loop over time.
             extremes.setdefault(row, []).append(extremes_of(x, row in placement.positive))
             update = self._hidden.observer.update(ops.stack(pairs[row]), widest(extremes[row]), seen)
-            updated[row] = ops.where(frozen, ops.stack(pairs[row]), ops.stop_gradient(update))
+            # Frozen ranges stay, and all where a batch is not finite, or zero throughout.
+            nothing = extremes[row][-1][0] == extremes[row][-1][1]
+            stays = ops.logical_or(frozen | nothing, ops.logical_not(ops.all(ops.isfinite(update))))
+            updated[row] = ops.where(stays, ops.stack(pairs[row]), ops.stop_gradient(update))
             low, high = updated[row][0], updated[row][1]
             return low, ops.where(low == high, DEAD, high)
 

@@ -90,7 +90,7 @@ class _Placer:
             if id(step) in joined:
                 continue
             after = self.only_reader(step.outputs[0]) if step.rule.fuses_norm else None
-            if after is not None and self._folds(step, after):
+            if after is not None and step.outputs[0] in after.inputs and self._folds(step, after):
                 joined.add(id(after))
                 step = replace(step, outputs=after.outputs, norm=after.operation)
             steps.append(step)

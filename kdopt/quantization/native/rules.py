@@ -26,6 +26,7 @@ class Rule:
         fuses_norm: Whether a BatchNormalization after it is folded into its kernel.
         inner: Names of trained ranges inside it, besides that of its output.
         keeps: Which of them is that of its output.
+        activates: Whether `call` applies the activation of the layer itself.
         call: Function `(scope, operation, *args, **kwargs) -> output`, linear before the activation. Defaults to
             calling the operation.
         known: Whether all that is int8 in the file is rounded in training, too.
@@ -40,6 +41,7 @@ class Rule:
     fuses_norm: bool = False
     inner: tuple[str, ...] = ()
     keeps: str = ""
+    activates: bool = False
     call: Callable[..., Any] | None = None
     known: bool = True
 
@@ -94,6 +96,8 @@ def register(*kinds: Any, rule: Rule | None = None, choose: Choose | None = None
 
 def rule_of(step: Any) -> Rule:
     """The rule for a step: its layer, operation or activation function; `UNKNOWN` without one."""
+    if getattr(step.operation, "data_format", None) == "channels_first":
+        return UNKNOWN
     found = _found(step.operation)
     return found if isinstance(found, Rule) else found(step)
 

@@ -82,7 +82,8 @@ def _by_channel(scope: Any, layer: Any, inputs: Any, values: Callable[[], tuple[
         shape = tuple(np.shape(value))
         return int(np.prod(shape)) in (1, channels) and shape[-1:] in ((), (1,), (channels,))
 
-    if scope.is_float or not all(map(single, scope.constant(values))):
+    integers = "float" not in keras.backend.standardize_dtype(inputs.dtype)
+    if scope.is_float or integers or not all(map(single, scope.constant(values))):
         return layer(inputs)
 
     def flat() -> tuple[Any, Any]:
@@ -92,11 +93,28 @@ def _by_channel(scope: Any, layer: Any, inputs: Any, values: Callable[[], tuple[
     return scope.scaled(inputs, flat)
 
 
-@quantization_rule(layers.EinsumDense, fuses_relu=True)
-def einsum_dense(scope: Any, layer: Any, inputs: Any) -> Any:
-    """A dense layer: its kernel's axes that are not summed over are channels."""
-    _, kernel, output = re.split(",|->", layer.equation.replace("...", ""))
-    return scope.linear(layer, inputs, axes=tuple(i for i, letter in enumerate(kernel) if letter in output))
+def _einsum_dense(scope: Any, layer: Any, inputs: Any) -> Any:
+    return scope.linear(layer, inputs, axes=_made_by(layer.equation)[0])
+
+
+def _made_by(equation: str) -> tuple[tuple[int, ...], bool]:
+    """(axes of the kernel that are channels, whether they are the last of the output in their order)."""
+    source, kernel, output = re.split(",|->", equation.replace("...", ""))
+    made = "".join(letter for letter in kernel if letter in output)
+    last = output.endswith(made) and not set(made) & set(source)
+    return tuple(i for i, one in enumerate(kernel) if one in output), last
+
+
+def _is_dense(step: Any) -> Rule:
+    """A dense layer: what its kernel makes are the last axes of the output, all with a bias or none."""
+    layer = step.operation
+    axes, last = _made_by(layer.equation)
+    sizes = tuple(layer.kernel.shape[axis] for axis in axes)
+    fits = layer.bias is None or tuple(layer.bias.shape) == sizes
+    return Rule(call=_einsum_dense, fuses_relu=True) if last and fits else UNKNOWN
+
+
+register(layers.EinsumDense, choose=_is_dense)
 
 
 @quantization_rule(layers.Average, inner=("sum",))

@@ -151,10 +151,15 @@ def _product(scope: Any, dense: Any, x: Any, factor: float = 1.0) -> Any:
 
 def _attends(step: Any) -> Rule:
     layer = step.operation
-    masked = {"attention_mask", "use_causal_mask", "query_mask", "value_mask", "key_mask"} & set(step.kwargs)
-    scores = step.kwargs.get("return_attention_scores") or getattr(layer, "_use_gate", False)
-    odd = any(step.kwargs[name] is not None and step.kwargs[name] is not False for name in masked) or bool(scores)
-    return UNKNOWN if odd or layer._query_dense.equation.count("b") != 2 else ATTENTION
+    given = {name: value for name, value in step.kwargs.items() if value is not None and value is not False}
+    if masks := {"attention_mask", "use_causal_mask", "query_mask", "value_mask", "key_mask"} & set(given):
+        raise ValueError(
+            f"{layer.name!r} attends with {', '.join(sorted(masks))}: the -1e9 that a mask adds would take the whole "
+            "int8 range of the scores. Way out: feed sequences of full length without a mask, or export the float "
+            "model as 'float16' or 'dynamic'."
+        )
+    odd = given.get("return_attention_scores") or getattr(layer, "_use_gate", False)
+    return ATTENTION if not odd and layer._query_dense.equation == "abc,cde->abde" else UNKNOWN
 
 
 def _layer_normalization(scope: Any, layer: Any, inputs: Any) -> Any:
@@ -162,7 +167,7 @@ def _layer_normalization(scope: Any, layer: Any, inputs: Any) -> Any:
     centered, scale, shift = inputs, getattr(layer, "gamma", None), getattr(layer, "beta", None)
     if isinstance(layer, layers.RMSNormalization):
         scale = layer.scale
-    elif not layer.rms_scaling:
+    else:
         centered = scope.inner("centered", inputs - scope.inner("mean", ops.mean(inputs, axis=-1, keepdims=True)))
     squares = scope.inner("squares", centered * centered)
     variance = scope.inner("variance", ops.mean(squares, axis=-1, keepdims=True))
@@ -182,15 +187,21 @@ def _layer_normalization(scope: Any, layer: Any, inputs: Any) -> Any:
 
 
 def _normalizes(step: Any) -> Rule:
-    axes = step.operation.axis if isinstance(step.operation.axis, (list, tuple)) else [step.operation.axis]
-    return NORMALIZATION if list(axes) == [-1] else UNKNOWN
+    layer = step.operation
+    axes = list(layer.axis) if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    rank = len((layer.get_build_config() or {}).get("input_shape") or ())
+    last = axes == [-1] or (rank > 0 and axes == [rank - 1])
+    return NORMALIZATION if last and not getattr(layer, "rms_scaling", False) else UNKNOWN
 
 
-LSTM = Rule(call=_lstm, inner=("input", "recurrent", "gates", "added", "kept", "carry", "state"), keeps="state")
+LSTM = Rule(
+    call=_lstm, inner=("input", "recurrent", "gates", "added", "kept", "carry", "state"), keeps="state", activates=True
+)
 GRU = Rule(
     call=_gru,
     inner=("input", "recurrent", "gates", "reset", "candidate", "difference", "change", "state"),
     keeps="state",
+    activates=True,
 )
 ATTENTION = Rule(call=_attention, inner=("query", "key", "value", "scores", "attended"))
 NORMALIZATION = Rule(

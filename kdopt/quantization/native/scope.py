@@ -62,14 +62,14 @@ class Scope:
         run, norm = self._run, self._step.norm
         variable = getattr(layer, f"_{kernel}", None)
         variable = getattr(layer, kernel) if variable is None else variable
-        bias = layer.bias if getattr(layer, "use_bias", False) else None
+        bias = getattr(layer, "bias", None)
         trained = norm is not None and is_trained(norm, run.training)
         if run.mode == "float" or trained:
             y = self._with(layer, variable, self.weight(variable, axes), bias, bias, x, call)
             return y if norm is None else norm(y, training=run.training)
         step = run.step_of(x)
         weights, offset, steps = run.constant(lambda: _folded(run, variable, bias, norm, step, axes))
-        if not run.in_integers or step is None or str(x.dtype) != "float32":
+        if not run.in_integers or step is None or keras.backend.standardize_dtype(x.dtype) != "float32":
             return self._with(layer, variable, weights, bias, offset, x, call)
         # The sums of the file's integers, exact in float32 below 2^24.
         products = ops.reshape(steps * step, (-1,))

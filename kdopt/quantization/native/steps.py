@@ -70,7 +70,7 @@ def _steps(call: Call, numbers: Iterator[int]) -> list[Step]:
     whole = _ruled(Step(call.name, call.name, operation, call.args, call.kwargs, call.outputs))
     function = activation_of(operation)
     own = operation if whole.rule.call is not None and hasattr(operation, "activity_regularizer") else None
-    if function is None or whole.rule.call is None:
+    if function is None or whole.rule.call is None or whole.rule.activates:
         return [replace(whole, regularized=own)]
     between = next(numbers)
     name = f"{call.name}.activation"

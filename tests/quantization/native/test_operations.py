@@ -9,6 +9,7 @@ from keras import ops
 
 import tflite_export
 from kdopt.quantization import quantize_aware
+from kdopt.quantization.native.execution import Pass
 from tflite_export import inspect
 
 RANDOM = np.random.default_rng(8)
@@ -118,6 +119,7 @@ GROUPS = {
         "time distributed": lambda x: L.TimeDistributed(L.Dense(3, activation="relu"))(series(x)),
         "layer normalization": lambda x: L.LayerNormalization()(L.Conv2D(8, 1)(x)),
         "layer normalization alone": lambda x: L.LayerNormalization(center=False, scale=False)(L.Dense(8)(x)),
+        "layer normalization by number": lambda x: L.LayerNormalization(axis=3)(L.Conv2D(8, 1)(x)),
         "rms normalization": lambda x: L.RMSNormalization()(L.Conv2D(8, 1)(x)),
     },
     # Integer kernels of TFLite that approximate: softmax inside, products of two tensors.
@@ -172,3 +174,15 @@ def test_the_file_computes_what_the_rule_trains(group):
         assert gap.max() < (2.01 if group == "within two steps" else 1.01), name
         beside = np.mean(gap > 0.5)
         assert beside < (0.1 if group.startswith("within") else 0.02 if group == "sequences" else 1e-3), (name, beside)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_without_rounding_it_is_the_source(group):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8, 8, 2), name="image")
+    made = [build(inputs) for build in GROUPS[group].values()]
+    source = with_statistics(keras.Model(inputs, made))
+    model = quantize_aware(source, engine="native", calibration=X[:8])
+    found = Pass(model._hidden.placement, [(0.0, 0.0)] * len(model.range_names), "float")([X[:8]])
+    for name, wanted, got in zip(GROUPS[group], source(X[:8], training=False), found, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * float(np.abs(wanted).max()), err_msg=name)

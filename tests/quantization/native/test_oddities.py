@@ -1,0 +1,164 @@
+"""Models nobody thought of: the function of the source, a file that is the model, or a refusal with a way out."""
+
+import keras
+import numpy as np
+import pytest
+from int8_file import on_grid, outputs_of
+from keras import layers as L
+from keras import ops
+
+import tflite_export
+from kdopt.core.copying import copy_model
+from kdopt.quantization import equalize, post_training, quantization_error, quantize_aware
+
+RANDOM = np.random.default_rng(4)
+X = RANDOM.normal(0.2, 1.0, (32, 8, 8, 2)).astype("float32")
+
+
+def native(build, x=X, shape=(8, 8, 2), dtype="float32"):
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input(shape, name="image", dtype=dtype)
+    source = keras.Model(inputs, build(inputs))
+    return source, quantize_aware(source, engine="native", calibration=x)
+
+
+def closeness(source, model, x=X):
+    """Largest difference as a share of the largest output."""
+    one, other = (np.asarray(m.predict(x, verbose=0)) for m in (source, model))
+    return float(np.abs(one - other).max() / np.abs(one).max())
+
+
+MODELS = {
+    "dropout before the norm": lambda x: L.BatchNormalization()(L.Dropout(0.3)(L.Conv2D(4, 3)(x))),
+    "identity before the norm": lambda x: L.BatchNormalization()(L.Activation("linear")(L.Conv2D(4, 3)(x))),
+    "einsum with a shared bias": lambda x: L.EinsumDense("abcd,de->abce", (8, 8, 3), bias_axes="e")(x),
+    "norm without offset": lambda x: L.BatchNormalization(center=False, scale=False)(L.Conv2D(4, 3)(x)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_the_source_and_the_file_is_it(name):
+    source, model = native(MODELS[name])
+    assert closeness(source, model) < 0.03
+    content = tflite_export.convert(model, "int8").content
+    ((got, step),) = outputs_of(content, X)
+    assert (np.abs(got - model.predict(on_grid(content, X)[1], verbose=0)) / step).max() < 1.01
+
+
+def test_parts_of_one_layer_are_outputs_of_their_own():
+    source, model = native(lambda x: list(ops.split(L.Dense(6)(L.Flatten()(x)), 2, axis=-1)))
+    made = outputs_of(tflite_export.convert(model, "int8").content, X)
+    for (got, _), wanted in zip(made, source.predict(X, verbose=0), strict=True):
+        assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_integers_are_rescaled_in_floating_point():
+    x = RANDOM.integers(0, 255, (32, 8, 8, 2)).astype("uint8")
+    source, model = native(lambda x: L.Conv2D(3, 3)(L.Rescaling(1 / 255.0)(x)), x, dtype="uint8")
+    assert closeness(source, model, x) < 0.03
+
+
+@pytest.mark.parametrize("first", ["conv", "pool"])
+def test_channels_in_front_are_not_mixed_up(first):
+    def build(x):
+        if first == "pool":
+            x = L.Conv2D(8, 3, padding="same", activation="relu")(x)
+            return L.Dense(3)(L.GlobalAveragePooling2D(data_format="channels_first")(x))
+        return L.BatchNormalization(axis=-1)(L.AveragePooling2D(2, data_format="channels_first")(L.Conv2D(8, 1)(x)))
+
+    source, model = native(build)
+    assert closeness(source, model) < 0.03
+    copied = copy_model(source)
+    equalize(copied)
+    assert closeness(source, copied) < 1e-5
+
+
+def test_masks_of_attention_are_refused():
+    series = L.Reshape((8, 16))
+    with pytest.raises(ValueError, match="attends with use_causal_mask.*Way out"):
+        native(lambda x: L.MultiHeadAttention(2, 4)(series(x), series(x), use_causal_mask=True))
+    source, model = native(lambda x: L.MultiHeadAttention(2, 4, dropout=0.5)(series(x), series(x)))
+    assert closeness(source, model) < 0.05
+    random = [np.asarray(model(X, training=training)) for training in (True, True, False, False)]
+    assert np.abs(random[0] - random[1]).max() > 0
+    np.testing.assert_array_equal(random[2], random[3])
+
+
+def test_a_loop_with_dropout_is_not_taken_for_one_without():
+    _, model = native(lambda x: L.LSTM(4, dropout=0.5)(L.Reshape((4, 32))(x)))
+    assert {entry.mode for entry in model.report} == {"quantized", "output-only"}
+
+
+@pytest.mark.parametrize("options", [{"center": False}, {"scale": False}, {"center": False, "scale": False}])
+def test_norms_without_factor_or_offset_are_equalized_and_corrected(options):
+    def build(x):
+        for filters in (6, 6):
+            x = L.ReLU()(L.BatchNormalization(**options)(L.Conv2D(filters, 3, use_bias=False)(x)))
+        return L.Dense(3)(L.GlobalAveragePooling2D()(x))
+
+    source, _ = native(build)
+    for layer in source.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.moving_mean.assign(RANDOM.normal(0, 0.3, 6))
+            layer.moving_variance.assign(10 ** RANDOM.uniform(-1, 1, 6))
+            if layer.gamma is not None:
+                layer.gamma.assign(np.array([0, 1, 1, 1, 1, 1]))
+    copied = copy_model(source)
+    assert len(equalize(copied)) == 2
+    assert closeness(source, copied) < 1e-4
+    exact = source.predict(X, verbose=0)
+    plain = quantize_aware(source, engine="native", calibration=X).predict(X, verbose=0)
+    made = post_training(source, (X[i : i + 8] for i in range(0, 32, 8)), ranges="min_max", equalize=False)
+    corrected = made.predict(X, verbose=0)
+    assert np.isfinite(corrected).all()
+    assert np.abs((corrected - exact).mean(0)).max() < np.abs((plain - exact).mean(0)).max() + 1e-6
+
+
+def test_a_tensor_that_is_always_zero_trains():
+    _, model = native(lambda x: L.Dense(2)(L.Flatten()(L.ReLU()(L.Conv2D(3, 3, name="dead")(x)))))
+    dead = model.get_layer("dead")
+    dead.kernel.assign(dead.kernel * 0)
+    dead.bias.assign([-1.0, -1.0, -1.0])
+    model.compile("sgd", "mse")
+    model.fit(X, np.ones((32, 2)), epochs=2, verbose=0)
+    assert np.isfinite(model.predict(X, verbose=0)).all()
+    before = model.range_of("image.input")
+    model.fit(X * np.nan, np.ones((32, 2)), verbose=0)
+    assert model.range_of("image.input") == before
+    assert np.isfinite(np.asarray(model.ranges.limits)).all()
+
+
+def test_wrong_calls_are_told():
+    source, model = native(lambda x: L.Dense(3)(L.Flatten()(x)))
+    uncalibrated = quantize_aware(source, engine="native")
+    with pytest.raises(RuntimeError, match="have not seen any data"):
+        quantization_error(uncalibrated, X, verbose=0)
+    with pytest.raises(TypeError, match="of the engine 'tfmot'"):
+        quantization_error(quantize_aware(source, calibration=X), X, verbose=0)
+    with pytest.raises(TypeError, match=r"is quantized already.*strip"):
+        post_training(model, X)
+    for wrong in ("x", None, 3):
+        with pytest.raises(TypeError, match="Expected a built keras.Model"):
+            quantize_aware(wrong, engine="native")
+        with pytest.raises(TypeError, match="built keras.Model"):
+            equalize(wrong)
+    for samples in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="samples"):
+            post_training(source, X, samples=samples)
+        with pytest.raises(ValueError, match="samples"):
+            quantization_error(source, X, samples=samples, verbose=0)
+    for targets in (np.full(32, -1), np.full(32, 3)):
+        with pytest.raises(ValueError, match=r"`targets` must lie in \[0, 3\)"):
+            quantization_error(source, X, targets, verbose=0)
+    images, _ = native(lambda x: L.Dense(3)(x))
+    with pytest.raises(ValueError, match="for a classifier with one output"):
+        quantization_error(images, X, np.zeros(32, int), verbose=0)
+
+
+def test_probabilities_behind_a_dropout_are_probabilities():
+    source, _ = native(lambda x: L.Dropout(0.5)(L.Dense(3, activation="softmax")(L.Flatten()(x))))
+    targets = RANDOM.integers(0, 3, 32)
+    probabilities = source.predict(X, verbose=0)
+    wanted = -np.mean(np.log(np.maximum(probabilities[np.arange(32), targets], 1 / 512)))
+    errors = quantization_error(source, (X[i : i + 8] for i in range(0, 32, 8)), targets, verbose=0)
+    assert errors.cross_entropy[0] == pytest.approx(wanted, rel=1e-4)
