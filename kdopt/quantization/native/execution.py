@@ -96,7 +96,7 @@ class Pass:
         made = _masked_like(self.begun(fake_quantize(x, low, high), x), x)
         if id(x) in self._sums:
             made = made + ops.stop_gradient(self._scaled_sums(x, low, high) - made)
-        self._steps[id(made)] = (made, (high - low) / LEVELS)
+        self._steps[id(made)] = (made, _step(low, high))
         return made
 
     @property
@@ -116,7 +116,7 @@ class Pass:
         q = clip(round(sum * (s_input * s_kernel / s)) + z),   also to the limits of a fused ReLU
         """
         _, sums, products, cap = self._sums[id(x)]
-        step = (high - low) / LEVELS
+        step = _step(low, high)
         zero = ops.round(-low / step)
         fused = cap is None or cap > 0
         least = zero if fused else 0.0
@@ -152,7 +152,7 @@ class Pass:
             return x
         low, high = grid.limits or self.limits[grid.row or 0]
         is_loss = grid.limits and self.training and number in self.placement.traced.outputs
-        step = (high - low) / LEVELS
+        step = _step(low, high)
         if self.mode == "rounded" and grid.rounds and not is_loss:
             made = round_between(x, low, high) if grid.limits is None else fake_quantize(x, low, high)
             x = _masked_like(self.begun(made, x), x)
@@ -168,6 +168,14 @@ class Pass:
                 kwargs["training"] = self.training
             return step.operation(*args, **kwargs)
         return step.rule.call(Scope(self, step), step.operation, *args, **kwargs)
+
+
+def _step(low: Any, high: Any) -> Any:
+    """(high - low) / 255, rounded once: as the file stores it."""
+    if isinstance(low, (float, np.floating)):
+        return np.float32((np.float64(high) - np.float64(low)) / LEVELS)
+    wide = (ops.cast(high, "float64") - ops.cast(low, "float64")) / LEVELS
+    return ops.cast(wide, "float32")
 
 
 def _cap(operation: Any) -> float | None:

@@ -69,7 +69,8 @@ class Scope:
             return y if norm is None else norm(y, training=run.training)
         step = run.step_of(x)
         weights, offset, steps = run.constant(lambda: _folded(run, variable, bias, norm, step, axes))
-        if not run.in_integers or step is None or keras.backend.standardize_dtype(x.dtype) != "float32":
+        single = {layer.compute_dtype, keras.backend.standardize_dtype(x.dtype)} == {"float32"}
+        if not run.in_integers or step is None or not single:
             return self._with(layer, variable, weights, bias, offset, x, call)
         # The sums of the file's integers, exact in float32 below 2^24.
         products = ops.reshape(steps * step, (-1,))

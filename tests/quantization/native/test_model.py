@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from int8_file import kernels_of, outputs_of
+from int8_file import kernels_of, on_grid, outputs_of
 from keras import layers as L
 from keras import ops
 
@@ -305,3 +305,16 @@ def test_the_widest_range_ever_seen():
         quantize_aware(net(), observer="ema")
     with pytest.raises(ValueError, match="delay"):
         native(delay=-1)
+
+
+def test_a_net_of_convolutions_is_the_file_to_the_last_integer():
+    inputs = keras.Input((12, 12, 2))
+    x = L.MaxPooling2D()(L.Conv2D(6, 3, activation="relu", padding="same")(inputs))
+    x = L.ReLU(6.0)(L.DepthwiseConv2D(3, padding="same")(x))
+    source = keras.Model(inputs, L.Dense(5)(L.Flatten()(L.Conv2D(4, 1)(x))))
+    x = RANDOM.normal(size=(400, 12, 12, 2)).astype("float32")
+    model = native(source, calibration=x[:64])
+    content = tflite_export.convert(model, "int8").content
+    ((got, step),) = outputs_of(content, x)
+    predicted = model.predict(on_grid(content, x)[1], verbose=0)
+    np.testing.assert_array_equal(np.round(got / step), np.round(predicted / step))
