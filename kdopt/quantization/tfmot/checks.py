@@ -3,9 +3,9 @@
 from typing import Any
 
 import keras
-from keras.src.models.functional import Functional
 
 from kdopt.graph.inline import Call
+from kdopt.graph.trace import graph_of, is_graph
 
 
 def check_dtypes(call: Call) -> None:
@@ -28,20 +28,14 @@ def check_dtypes(call: Call) -> None:
     )
 
 
-def functional_of(model: Any) -> Functional:
+def functional_of(model: Any) -> Any:
     """The Functional graph behind `model`.
 
     Raises: TypeError for a subclassed model, ValueError for an unbuilt Sequential; both name the way out.
     """
-    if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
-        if model._functional is None:
-            raise ValueError(
-                f"The Sequential model {model.name!r} is not built: start it with `keras.Input(shape)`, or call "
-                "`model.build((None, ...))` first."
-            )
-        return model._functional
-    if isinstance(model, Functional) and type(model).call is Functional.call:
-        return model
+    chain = isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call
+    if chain or is_graph(model):
+        return graph_of(model)  # which refuses a Sequential that is not built
     raise TypeError(
         f"Expected a Keras 3 Sequential or Functional model; received {type(model).__name__}, which "
         f"computes its outputs in "
