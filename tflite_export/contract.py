@@ -15,28 +15,39 @@ SAMPLES = 8
 _INTEGERS = ("int8", "int16", "int32", "int64", "bool")
 
 
-def check(model: TFLiteModel, source: Source, precision: Precision, sample: Mapping[str, np.ndarray]) -> None:
+def check(
+    model: TFLiteModel,
+    source: Source,
+    precision: Precision,
+    sample: Mapping[str, np.ndarray],
+    floats: frozenset[str] = frozenset(),
+) -> None:
     """Refuses a file that is not what was asked for, or is another function than its source.
 
     The file (which has already loaded and allocated) has the source's inputs and outputs by name and in order; builtin
     operations only; if the precision is integer, nothing that computes in float; its outputs on `sample` are finite
     and roughly the source's. The last limit is wide, ten times the precision's tolerance but at most half of the
     output's peak, for the root mean square: it catches lost weights, NaN and exchanged outputs, not a loss of accuracy.
+    `floats` names the tensors that layers make which the user wants in floating point.
 
     Raises: ConversionError that says what is wrong and in which layer.
     """
     _check_names(model, source)
-    _check_operations(model, source, precision)
+    _check_operations(model, source, precision, floats)
     expected = source.predict(sample)
     found = Runner(model.content).run(sample)
     for step, (name, reference) in zip(inspect.output_steps(model.content), expected.items(), strict=True):
         _check_output(name, reference, found[name], min(0.5, 10 * precision.tolerance), step, source.label)
 
 
-def float_layers(content: bytes, source: Source) -> tuple[str, ...]:
-    """Layers (operation in brackets) that compute in floating point."""
+def float_layers(content: bytes, source: Source, wanted: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Layers (operation in brackets) that compute in floating point, but for the tensors that are wanted so."""
     found = inspect.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
-    return tuple(dict.fromkeys(f"{op.layer or '?'} ({op.name})" for op in found if op.is_float))
+    return tuple(
+        dict.fromkeys(
+            f"{op.layer or '?'} ({op.name})" for op in found if op.is_float and op.outputs[0].name not in wanted
+        )
+    )
 
 
 def _check_names(model: TFLiteModel, source: Source) -> None:
@@ -46,12 +57,12 @@ def _check_names(model: TFLiteModel, source: Source) -> None:
             raise ConversionError(f"{source.label}: the file's {what} are {names}; expected {list(wanted)}.")
 
 
-def _check_operations(model: TFLiteModel, source: Source, precision: Precision) -> None:
+def _check_operations(model: TFLiteModel, source: Source, precision: Precision, floats: frozenset[str]) -> None:
     found = inspect.ops(model.content, source.layers, scopes_numbered=source.scopes_numbered)
     custom = [f"{op.layer or '?'} ({op.name})" for op in found if op.custom]
     if custom:
         raise ConversionError(f"{source.label}: not builtin operations, in layer {', '.join(dict.fromkeys(custom))}.")
-    if precision.integer and (left := float_layers(model.content, source)):
+    if precision.integer and (left := float_layers(model.content, source, floats)):
         raise ConversionError(f"{source.label}: these layers stayed float in the {precision.name} file: {left}.")
     if precision.integer and not precision.float_io:
         wrong = [info.name for info in (*model.inputs, *model.outputs) if info.dtype not in _INTEGERS]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export import calibration, contract, flatbuffer, inspect, precisions
+from tflite_export import calibration, contract, flatbuffer, inspect, kernels, precisions
 from tflite_export.errors import ConversionError
 from tflite_export.explain import conversion_error
 from tflite_export.model import TFLiteModel
@@ -40,6 +40,8 @@ def convert(
     | `"float32"` | the reference |
     | `"float16"` | weights float16: half the size |
     | `"dynamic"` | weights int8, activations quantized at run time |
+    | `"int8_weights"` | weights int8, computes in float32 |
+    | `"int16x8"` | weights int8, activations int16, inputs and outputs too |
     | `"int8"` | everything int8, inputs and outputs too |
     | `"int8_float_io"` | everything int8 but inputs and outputs |
 
@@ -90,10 +92,11 @@ def convert(
         if rule.integer and kinds & _LOOPS:
             _refuse_loops(resolved, rule, _converter(resolved, precisions.get("float32"), folder, batch, verbose)(None))
         content, calibrated = _lower(resolved, rule, run, data, ranged)
+    content, floats = kernels.patch(content, _kernels(resolved, rule, content), rule.integer)
     sample = _sample(resolved, data, batch)
     with silenced(verbose):
         model = TFLiteModel.from_content(content, precision, calibrated)
-        contract.check(model, resolved, rule, sample)
+        contract.check(model, resolved, rule, sample, floats)
     return model
 
 
@@ -158,12 +161,19 @@ def _lower(
         return content, ()
     if data is None and source.calibration is not None:
         data = calibration.read(source.inputs, source.calibration, what="calibration of the source")
-    if data is None:
+    if data is None or rule.name == "int16x8":
         raise ConversionError(
             f"{source.label} has no range for: {', '.join(left)}. They would stay float in the {rule.name} file. Pass "
             "`representative_data`, from which only these ranges are taken, or train them."
         )
     return _calibrated(source, run, data), left
+
+
+def _kernels(source: Source, rule: Precision, content: bytes) -> Any:
+    """Kernels that the file is to have."""
+    if rule.name == "int8_weights" and not source.kernels:
+        return kernels.of_float_file(content)
+    return source.kernels
 
 
 def _calibrated(source: Source, run: Callable[[Arrays | None], bytes], data: Arrays | None) -> bytes:
@@ -250,6 +260,11 @@ def _check_batch(source: Source, batch: int | None) -> None:
 
 
 def _check_ranges(source: Source, rule: Precision, ranged: bool, data: Arrays | None) -> None:
+    if source.precisions is not None and rule.name not in source.precisions and (ranged or source.kernels):
+        raise ValueError(
+            f"{source.label} was quantized for {' or '.join(map(repr, source.precisions))}; got {rule.name!r}. Choose "
+            "one of those, or take the fake-quantization out first: `model.strip()` for kdopt's models."
+        )
     if ranged and not rule.integer:
         raise ValueError(
             f"{source.label} holds fake-quantization (QAT), so a {rule.name} file of it would be a float net with "

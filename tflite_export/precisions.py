@@ -91,6 +91,23 @@ def dynamic(converter: Any, representative: Callable[[], Any] | None) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
 
+@precision("int8_weights", tolerance=0.04)
+def int8_weights(converter: Any, representative: Callable[[], Any] | None) -> None:
+    """Weights int8 (dense ones int4 if trained so), computes in float32: small and as fast as float; no data needed."""
+
+
+@precision("int16x8", tolerance=4e-3, integer=True, float_io=False)
+def int16x8(converter: Any, representative: Callable[[], Any] | None) -> None:
+    """Weights int8, activations int16: nearly float accuracy, slow where a runtime has no such kernels."""
+    import tensorflow as tf
+
+    _integer(converter, representative)
+    if representative is not None:
+        kernels = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        converter.target_spec.supported_ops = [kernels]
+    converter.inference_input_type = converter.inference_output_type = tf.int16
+
+
 @precision("int8", tolerance=0.04, integer=True, float_io=False)
 def int8(converter: Any, representative: Callable[[], Any] | None) -> None:
     """Everything int8, inputs and outputs too; needs representative data or a QAT model."""

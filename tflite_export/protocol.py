@@ -8,10 +8,16 @@ An object takes part, without importing this package, by a method that returns a
     "outputs"      tuple of output names
     "has_ranges"   bool: fake-quantization ranges are inside (QAT). int8 keeps them; float precisions are refused
     "calibration"  dict input name -> array (n, ...) or None: a small sample for the tensors that have no range
+
+and, where they matter:
+
+    "precisions"   names of the precisions it can have, e.g. ("int8", "int8_float_io")
+    "kernels"      list of dicts, filled once `function` was called: kernels whose integers the converter cannot derive
+                   from their values, see `tflite_export.kernels.Kernel`
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +50,8 @@ class Source:
         layers: Names of the layers, to name the one an operation comes from.
         scopes_numbered: Whether graph scopes carry a call number after the layer name (Keras 3: `conv_1` for the
             first call of `conv`).
+        precisions: Names of the precisions it can have; None: all that fit `has_ranges`.
+        kernels: Kernels whose integers the file must have, as dicts; filled once `function` was called.
     """
 
     label: str
@@ -55,6 +63,8 @@ class Source:
     calibration: Mapping[str, np.ndarray] | None = None
     layers: frozenset[str] = frozenset()
     scopes_numbered: bool = False
+    precisions: tuple[str, ...] | None = None
+    kernels: Sequence[Mapping[str, Any]] = ()
 
     @property
     def fixed_batch(self) -> int | None:
@@ -104,6 +114,8 @@ def from_protocol(target: Any) -> Source:
         has_ranges=bool(answer["has_ranges"]),
         calibration=calibration,
         layers=layer_names(answer["module"]) | layer_names(target),
+        precisions=answer.get("precisions"),
+        kernels=answer.get("kernels", ()),
     )
 
 

@@ -49,3 +49,13 @@ def check_one_of(name: str, value: Any, choices: Collection[str]) -> str:
     close = get_close_matches(str(value), list(choices), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.{hint}")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Returns `value` if it is True or False.
+
+    Raises: TypeError.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
+    return value

@@ -39,9 +39,14 @@ class QuantizationAware(keras.Model):
     def _run(self, tensors: list[Any], training: bool) -> list[Any]:
         raise NotImplementedError
 
-    def _converted(self) -> tuple[Any, Any]:
-        """What a converter saves: an object that tracks the variables, and `function(*tensors) -> list`."""
+    def _converted(self) -> tuple[Any, Any, list[dict[str, Any]]]:
+        """What a converter saves: an object that tracks the variables, `function(*tensors) -> list`, and the kernels
+        whose integers it cannot derive from the function, once that was called."""
         raise NotImplementedError
+
+    def _precisions(self) -> tuple[str, ...]:
+        """What it can be exported to."""
+        return ("int8", "int8_float_io")
 
     @property
     def report(self) -> tuple[LayerReport, ...]:
@@ -128,7 +133,7 @@ class QuantizationAware(keras.Model):
                 f"The ranges of {self.name!r} have not seen any data: train it, or call `calibrate(data)`."
             )
         names = tuple(self.output_names or [f"output_{i}" for i in range(len(self._graph.outputs))])
-        module, run = self._converted()
+        module, run, kernels = self._converted()
 
         def function(*tensors: Any) -> list[Any]:
             return list(run(*tensors))
@@ -140,6 +145,8 @@ class QuantizationAware(keras.Model):
             "function": function,
             "inputs": {e.name: tf.TensorSpec((None, *e.shape[1:]), e.dtype, name=e.name) for e in inputs},
             "outputs": names,
-            "has_ranges": True,
+            "has_ranges": "int8_weights" not in self._precisions(),
+            "precisions": self._precisions(),
+            "kernels": kernels,
             "calibration": None if kept is None else dict(zip((e.name for e in inputs), kept, strict=True)),
         }

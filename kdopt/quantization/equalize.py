@@ -11,6 +11,7 @@ from keras import layers
 from kdopt.graph.inline import trace
 from kdopt.quantization.native.placement import Placement, place
 from kdopt.quantization.native.steps import Step
+from kdopt.quantization.schemes import PLAIN
 
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 # Axis of the kernel whose entries are input channels, output channels.
@@ -58,7 +59,7 @@ def equalize(model: keras.Model, sweeps: int = 20) -> tuple[Equalized, ...]:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a built keras.Model; got {type(model).__name__}.")
-    placement = place(trace(model))
+    placement = place(trace(model), PLAIN)
     pairs = _pairs(placement)
     totals = [np.ones(()) for _ in pairs]
     for _ in range(sweeps):

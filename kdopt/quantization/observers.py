@@ -1,6 +1,6 @@
 """How a range follows the values that training sees.
 
-A rule gets the range so far, the extremes of a batch and the number n of batches seen before, and gives the new range;
+A rule gets the range so far, the limits of a batch and the number n of batches seen before, and gives the new range;
 the first batch (n = 0) sets it.
 """
 
@@ -10,10 +10,38 @@ from keras import ops
 
 from kdopt.core.registry import Registry
 from kdopt.core.validation import check_fraction
+from kdopt.quantization.quantizers import fake_quantize
+
+
+def extremes_of(x: Any, positive: bool = False) -> Any:
+    """Smallest value <= 0 and largest >= 0, (2,), float32; `positive`: nothing is below 0."""
+    x = ops.stop_gradient(x)
+    high = ops.cast(ops.maximum(ops.max(x), 0), "float32")
+    low = ops.zeros_like(high) if positive else ops.cast(ops.minimum(ops.min(x), 0), "float32")
+    return ops.stack([low, high])
 
 
 class Observer:
-    """A rule by which ranges follow the data; subclass it and register it in `OBSERVERS`."""
+    """A rule by which ranges follow the data; subclass it and register it in `OBSERVERS`.
+
+    Attributes:
+        learned: Whether ranges are trainable Variables, see `LearnedRange`.
+    """
+
+    learned: bool = False
+
+    def limits_of(self, x: Any, positive: bool = False) -> Any:
+        """What a batch says: a smallest value <= 0 and a largest >= 0, (2,). Defaults to the extremes.
+
+        Args:
+            x: Tensor.
+            positive: Whether nothing is below 0.
+        """
+        return extremes_of(x, positive)
+
+    def quantize(self, x: Any, low: Any, high: Any, bits: int = 8) -> Any:
+        """`x` rounded in training. Defaults to `fake_quantize`."""
+        return fake_quantize(x, low, high, bits)
 
     def update(self, seen: Any, batch: Any, count: Any) -> Any:
         """The new limits.
@@ -74,3 +102,33 @@ class Frozen(Observer):
 
     def update(self, seen: Any, batch: Any, count: Any) -> Any:
         return ops.where(count > 0, seen, batch)
+
+
+@OBSERVERS.register("percentile")
+class Percentile(MovingAverage):
+    """Moving average of percentiles of the batches: rare outliers are clipped, so that the rest has finer steps.
+
+        limits of a batch = percentiles (100 - q) and q of its values, the first no more and the second no less than 0
+
+    Args:
+        q: Float in (50, 100]. Defaults to `99.99`.
+        momentum: As in `MovingAverage`. Defaults to `0.99`.
+
+    Reference: Krishnamoorthi, 2018, section 3; Wu et al., "Integer Quantization for Deep Learning Inference", 2020,
+        section 3.
+    """
+
+    def __init__(self, q: float = 99.99, momentum: float = 0.99) -> None:
+        super().__init__(momentum)
+        if isinstance(q, bool) or not isinstance(q, (int, float)) or not 50 < q <= 100:
+            raise ValueError(f"`q` must be a percentile in (50, 100]; got {q!r}.")
+        self.q = float(q)
+
+    def limits_of(self, x: Any, positive: bool = False) -> Any:
+        values = ops.reshape(ops.cast(ops.stop_gradient(x), "float32"), (-1,))
+        pair = ops.quantile(values, ops.convert_to_tensor([1 - self.q / 100, self.q / 100], "float32"))
+        low = ops.zeros_like(pair[0]) if positive else ops.minimum(pair[0], 0)
+        return ops.stack([low, ops.maximum(pair[1], 0)])
+
+    def get_config(self) -> dict[str, Any]:
+        return {"q": self.q, **super().get_config()}

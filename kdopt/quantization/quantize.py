@@ -1,11 +1,13 @@
 """Quantization-aware training: one entry, several engines."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from kdopt.core.validation import check_one_of
 from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.native.model import NativeModel
 from kdopt.quantization.observers import Observer
+from kdopt.quantization.schemes import Layers
 from kdopt.quantization.tfmot.facade import QuantizedModel
 
 ENGINES = ("tfmot", "native")
@@ -14,10 +16,15 @@ ENGINES = ("tfmot", "native")
 def quantize_aware(
     model: Any,
     engine: str = "tfmot",
+    scheme: str = "int8",
+    layers: Layers | None = None,
     calibration: Any = None,
     *,
     observer: str | Observer | None = None,
     delay: int = 0,
+    folding: bool = False,
+    freeze_batch_norm: int | None = None,
+    losses: Mapping[str, float] | None = None,
 ) -> Any:
     """Returns a copy of `model` that trains with the rounding of its int8 `.tflite`.
 
@@ -34,14 +41,36 @@ def quantize_aware(
         engine: `"tfmot"`: TensorFlow Model Optimization's 8-bit scheme. `"native"`: TFLite's int8 scheme in Keras 3
             itself, kernels with a step for each channel; outputs are what the file computes, to the integer for most
             nets; subclassed models that can be traced work, too. Defaults to `"tfmot"`.
+        scheme: What is rounded. Defaults to `"int8"`. Engine `"native"` has more:
+
+            | scheme | weights | activations | export as |
+            |---|---|---|---|
+            | `"int8"` | 8 bits | 8 bits | `"int8"`, `"int8_float_io"` |
+            | `"int4_dense"` | 4 bits in dense layers, 8 elsewhere | 8 bits | the same |
+            | `"int16x8"` | 8 bits | 16 bits, zero point 0 | `"int16x8"` |
+            | `"int8_weights"` | 8 bits | float | `"int8_weights"` |
+            | `"int4_weights"` | 4 bits in dense layers, 8 elsewhere | float | `"int8_weights"` |
+
+        layers: Engine `"native"`: exceptions, a dict from a layer's name, a pattern (`"block_1_*"`, `"*"`) or a layer
+            class to a number of bits in [2, 8], a name in `WEIGHT_GRIDS` (`"uniform"`, `"lsq"`, `"power_of_two"`,
+            `"ternary"`, `"binary"`), a `WeightGrid`, `"float"` (the layer stays float in the file), or a dict with
+            `weights` (one of those), `per_channel` and `symmetric` (booleans). Later entries win. Layers in a nested
+            model are called `outer.inner`. Defaults to `None`.
         calibration: Real inputs (a few hundred samples) that set the ranges before training: an array, a dict by
             input name, a list with one array an input, a `tf.data.Dataset` or an iterable of batches. Defaults to
             `None`: the first data `fit` gets; until then the model does not predict.
-
         observer: Engine `"native"`: how ranges follow training, a name in `OBSERVERS` (`"ema"`, `"min_max"`,
-            `"frozen"`) or an `Observer`. Defaults to `None`: `"ema"`; tfmot has its own average.
+            `"percentile"`, `"frozen"`; trained with the weights: `"lsq"`, `"lsq_plus"`, `"pact"`) or an `Observer`.
+            Defaults to `None`: `"ema"`; tfmot has its own average.
         delay: Engine `"native"`: integer >= 0, training steps in which ranges are observed but nothing is rounded, for
             nets that are trained from the start. Defaults to `0`.
+        folding: Engine `"native"`: whether BatchNormalization is folded into the kernel, with the statistics of the
+            batch, before that is rounded, as in Jacob et al., section 3.2: two convolutions instead of one. Without it,
+            the kernel is rounded before BatchNormalization, to the same integers. Defaults to `False`.
+        freeze_batch_norm: Engine `"native"`: integer >= 0, training steps after which BatchNormalization uses its
+            moving statistics, as the file does. Defaults to `None`: never.
+        losses: Engine `"native"`: auxiliary losses, name -> weight: `"mse"`, the squared error of each rounded tensor,
+            `"cross_entropy"`, of the outputs against those without rounding. Defaults to `None`.
 
     Returns: A `keras.Model` with `report`, `strip()`, `calibrate(data)`; `compile`, `fit`, `save` are Keras's own.
     Raises: TypeError for a subclassed model (`"native"`: one that cannot be traced) or one that is quantized already;
@@ -68,7 +97,25 @@ def quantize_aware(
             "or start from its float weights: `quantize_aware(model.strip(), ...)`."
         )
     if engine == "native":
-        return NativeModel(model, calibration, observer="ema" if observer is None else observer, delay=delay)
-    if observer is not None or delay:
-        raise ValueError(f"`observer` and `delay` are for engine='native'; engine={engine!r} has tfmot's own average.")
+        return NativeModel(
+            model,
+            calibration,
+            observer="ema" if observer is None else observer,
+            delay=delay,
+            scheme=scheme,
+            layers=layers,
+            folding=folding,
+            freeze_batch_norm=freeze_batch_norm,
+            losses=losses,
+        )
+    given = {
+        "layers": layers is not None,
+        "observer": observer is not None,
+        "delay": delay != 0,
+        "folding": folding,
+        "freeze_batch_norm": freeze_batch_norm is not None,
+        "losses": losses is not None,
+    }
+    if strange := [name for name, there in given.items() if there]:
+        raise ValueError(f"{', '.join(f'`{name}`' for name in strange)}: for engine='native' only; got {engine!r}.")
     return QuantizedModel(model, calibration)

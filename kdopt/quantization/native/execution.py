@@ -1,6 +1,7 @@
 """One pass over the steps of a model: in float, with rounding as training wants it, or as a converter reads it."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
@@ -19,7 +20,26 @@ from kdopt.quantization.quantizers import fake_quantize, round_between
 # constants on their grid, and only those ranges that it cannot conclude.
 Mode = Literal["float", "rounded", "export"]
 Limits = tuple[Any, Any]
-LEVELS = 255
+LEVELS = 255  # of 8 bits
+
+
+@dataclass
+class Training:
+    """What a step of training does besides computing.
+
+    Attributes:
+        quantize: Function `(x, low, high, bits)` that rounds a tensor.
+        starts: Scalar, whether tensors and weights are rounded already; `None`: from the first step on.
+        folding: Whether BatchNormalization is folded into kernels before these are rounded.
+        frozen: Scalar, whether BatchNormalization uses its moving statistics; `None`: never.
+        errors: Filled with the mean squared error of each rounded tensor where it is a list.
+    """
+
+    quantize: Callable[[Any, Any, Any, int], Any] = fake_quantize
+    starts: Any = None
+    folding: bool = False
+    frozen: Any = None
+    errors: list[Any] | None = None
 
 
 class Pass:
@@ -29,12 +49,15 @@ class Pass:
         placement: The steps.
         limits: Smallest and largest value of each range.
         mode: See `Mode`.
-        training: Whether it is a step of training.
+        training: What a step of training does; `None` in inference.
         observe: Called with the number of a range and a tensor in it; returns the limits to round it with.
-        starts: Scalar, whether tensors and weights are rounded already; `None` where they are from the first step on.
         only: Names of the steps and inputs that round; the others compute in float. Defaults to `None`: all.
         seen: Filled with the tensors of the model, by number.
         after: Called with a step and what it gave, before that is rounded; returns what to go on with.
+        noted: Filled with the kernels, each once: (name of the layer, Variable, axes of its channels).
+
+    Attributes:
+        kernels: Of mode "export": what a file cannot derive from the constants by itself, see `Scope`.
     """
 
     def __init__(
@@ -42,17 +65,18 @@ class Pass:
         placement: Placement,
         limits: list[Limits],
         mode: Mode = "rounded",
-        training: bool = False,
+        training: Training | None = None,
         observe: Callable[[int, Any], Limits] | None = None,
-        starts: Any = None,
         only: Collection[str] | None = None,
         seen: dict[int, Any] | None = None,
         after: Callable[[Step, Any], Any] | None = None,
+        noted: list[tuple[str, Any, tuple[int, ...]]] | None = None,
     ) -> None:
-        self.placement, self.limits, self.mode, self.training = placement, limits, mode, training
+        self.placement, self.limits, self.mode = placement, limits, mode
+        self.how, self.training, self.noted = training or Training(), training is not None, noted
+        self.kernels: list[dict[str, Any]] = []
         self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen
-        self._starts = starts
         self._steps: dict[int, tuple[Any, Any]] = {}
         self._sums: dict[int, tuple[Any, Any, Any, float | None]] = {}
 
@@ -93,16 +117,24 @@ class Pass:
         low, high = self.limits[row]
         if self.mode == "float":
             return x
-        made = _masked_like(self.begun(fake_quantize(x, low, high), x), x)
+        rounded = self.how.quantize(x, low, high, self.bits)
+        if self.how.errors is not None:
+            self.how.errors.append(ops.mean(ops.square(ops.cast(rounded, "float32") - ops.cast(x, "float32"))))
+        made = _masked_like(self.begun(rounded, x), x)
         if id(x) in self._sums:
             made = made + ops.stop_gradient(self._scaled_sums(x, low, high) - made)
-        self._steps[id(made)] = (made, _step(low, high))
+        self._steps[id(made)] = (made, step_of(low, high, self.bits))
         return made
+
+    @property
+    def bits(self) -> int:
+        """Of activations."""
+        return self.placement.bits or 8
 
     @property
     def in_integers(self) -> bool:
         """Whether kernels are applied to the file's very integers."""
-        return self.mode == "rounded" and not self.training and self._after is None
+        return self.mode == "rounded" and not self.training and self._after is None and self.bits == 8
 
     def summed(self, sums: Any, products: Any) -> Any:
         """The tensor of sums of integers, each worth the product of the steps of input and kernel."""
@@ -116,7 +148,7 @@ class Pass:
         q = clip(round(sum * (s_input * s_kernel / s)) + z),   also to the limits of a fused ReLU
         """
         _, sums, products, cap = self._sums[id(x)]
-        step = _step(low, high)
+        step = step_of(low, high)
         zero = ops.round(-low / step)
         fused = cap is None or cap > 0
         least = zero if fused else 0.0
@@ -126,7 +158,8 @@ class Pass:
 
     def begun(self, rounded: Any, exact: Any) -> Any:
         """What is rounded, once rounding has started."""
-        return rounded if self._starts is None else ops.where(self._starts, rounded, ops.cast(exact, rounded.dtype))
+        starts = self.how.starts
+        return rounded if starts is None else ops.where(starts, rounded, ops.cast(exact, rounded.dtype))
 
     def step_of(self, x: Any) -> Any:
         """Step of a tensor, None if it is not rounded."""
@@ -152,9 +185,9 @@ class Pass:
             return x
         low, high = grid.limits or self.limits[grid.row or 0]
         is_loss = grid.limits and self.training and number in self.placement.traced.outputs
-        step = _step(low, high)
+        step = step_of(low, high, self.bits)
         if self.mode == "rounded" and grid.rounds and not is_loss:
-            made = round_between(x, low, high) if grid.limits is None else fake_quantize(x, low, high)
+            made = (round_between if grid.limits is None else fake_quantize)(x, low, high, self.bits)
             x = _masked_like(self.begun(made, x), x)
         return self._with_step(x, step)
 
@@ -170,11 +203,12 @@ class Pass:
         return step.rule.call(Scope(self, step), step.operation, *args, **kwargs)
 
 
-def _step(low: Any, high: Any) -> Any:
-    """(high - low) / 255, rounded once: as the file stores it."""
+def step_of(low: Any, high: Any, bits: int = 8) -> Any:
+    """(high - low) / (2^bits - 1), rounded once: as the file stores it."""
+    levels = 2**bits - 1
     if isinstance(low, (float, np.floating)):
-        return np.float32((np.float64(high) - np.float64(low)) / LEVELS)
-    wide = (ops.cast(high, "float64") - ops.cast(low, "float64")) / LEVELS
+        return np.float32((np.float64(high) - np.float64(low)) / levels)
+    wide = (ops.cast(high, "float64") - ops.cast(low, "float64")) / levels
     return ops.cast(wide, "float32")
 
 

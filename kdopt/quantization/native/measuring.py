@@ -7,6 +7,7 @@ from keras import ops
 
 from kdopt.quantization.native.execution import Limits, Pass
 from kdopt.quantization.native.placement import Placement
+from kdopt.quantization.observers import extremes_of
 from kdopt.quantization.ranges import BINS, Extremes, RangeMethod
 
 # The range of a tensor that is always zero: any will do, a tiny one would overflow the int32 biases.
@@ -29,7 +30,8 @@ def measured_ranges(placement: Placement, batches: list[list[np.ndarray]], metho
     counts = np.sum(
         _over(placement, batches, lambda row, x: _histogram(x, float(low[row]), float(high[row])), _sum), axis=0
     )
-    pairs = [method.limits(*row) if row[0].sum() else row[1:] for row in zip(counts, low, high, strict=True)]
+    bits = placement.bits or 8
+    pairs = [method.limits(*row, bits=bits) if row[0].sum() else row[1:] for row in zip(counts, low, high, strict=True)]
     clipped = np.array(pairs, "float32")
     return np.where(clipped[:, :1] == clipped[:, 1:], np.stack([low, high], axis=1), clipped)
 
@@ -55,14 +57,6 @@ def _over(placement: Placement, batches: list[list[np.ndarray]], measure: Any, j
     return [concrete(*(tf.constant(array) for array in batch)).numpy() for batch in batches]
 
 
-def extremes_of(x: Any, positive: bool = False) -> Any:
-    """Smallest value <= 0 and largest >= 0, (2,), float32; `positive`: nothing is below 0."""
-    x = ops.stop_gradient(x)
-    high = ops.cast(ops.maximum(ops.max(x), 0), "float32")
-    low = ops.zeros_like(high) if positive else ops.cast(ops.minimum(ops.min(x), 0), "float32")
-    return ops.stack([low, high])
-
-
 def widest(pairs: list[Any]) -> Any:
     """The extremes of several tensors."""
     if len(pairs) == 1:
@@ -79,3 +73,10 @@ def _histogram(x: Any, low: float, high: float) -> Any:
 
 def _sum(counts: list[Any]) -> Any:
     return sum(counts[1:], counts[0])
+
+
+def shaped(pair: Any, bits: int = 8) -> Any:
+    """The smallest range with zero point 0 that contains a range, (2,): [-2^(bits-1) s, (2^(bits-1) - 1) s]."""
+    most = 2 ** (bits - 1)
+    step = ops.maximum(pair[1] / (most - 1), -pair[0] / most)
+    return ops.stack([-most * step, (most - 1) * step])

@@ -1,5 +1,6 @@
 """A Keras 3 model that trains with the rounding of its int8 file, in Keras alone."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -7,50 +8,34 @@ import numpy as np
 from keras import ops
 
 from kdopt.core.copying import copy_model
-from kdopt.core.validation import check_integer
-from kdopt.graph.inline import TracedInput, trace
+from kdopt.core.validation import check_flag, check_integer
+from kdopt.graph.inline import Trace, TracedInput, trace
 from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.losses import check_losses, cross_entropy
 from kdopt.quantization.native import rules_activations, rules_layers, rules_sequences  # noqa: F401  they register themselves
-from kdopt.quantization.native.execution import Limits, Pass
-from kdopt.quantization.native.measuring import DEAD, extremes_of, measured_ranges, widest
+from kdopt.quantization.native.execution import Limits, Pass, Training
+from kdopt.quantization.native.following import Following
+from kdopt.quantization.native.kernels import kernels_of, learned_steps
+from kdopt.quantization.native.limits import Ranges
+from kdopt.quantization.native.measuring import measured_ranges, shaped
 from kdopt.quantization.native.placement import Placement, place
 from kdopt.quantization.native.reporting import report_of
+from kdopt.quantization.native.steps import gives_probabilities
 from kdopt.quantization.observers import OBSERVERS, Observer
 from kdopt.quantization.ranges import RANGES, RangeMethod
 from kdopt.quantization.report import LayerReport
-
-
-@keras.saving.register_keras_serializable("kdopt")
-class Ranges(keras.layers.Layer):
-    """The range of every tensor that has one, in one Variable.
-
-    Attributes:
-        limits: Variable (ranges, 2): smallest value <= 0, largest >= 0.
-        batches: Variable (), how many training batches they have followed; large once they were calibrated.
-        steps: Variable (), how many training steps there were.
-        frozen: Variable (), 1 where ranges stay as they are.
-    """
-
-    def __init__(self, count: int, **kwargs: Any) -> None:
-        super().__init__(dtype="float32", **kwargs)
-        self.limits = self.add_weight(
-            (count, 2), initializer="zeros", trainable=False, name="limits", aggregation="mean"
-        )
-        # float32, not an integer: XLA keeps small integers of a training step on the host.
-        self.batches, self.steps, self.frozen = (
-            self.add_weight((), initializer="zeros", trainable=False, name=name, aggregation="mean")
-            for name in ("batches", "steps", "frozen")
-        )
-        self.built = True
+from kdopt.quantization.schemes import PLAIN, Choices, Layers, resolve
 
 
 class _Hidden:
     """Keeps what is no layer out of Keras's tracking."""
 
-    def __init__(self, net: keras.Model, observer: Observer) -> None:
+    def __init__(self, net: keras.Model, observer: Observer, scheme: str, layers: Layers | None) -> None:
         self.graph = graph_of(net)
-        self.placement: Placement = place(trace(net))
+        traced = trace(net)
+        self.schemes = resolve(scheme, layers, _choices(traced))
+        self.placement: Placement = place(traced, self.schemes)
         self.observer = observer
 
 
@@ -65,6 +50,11 @@ class NativeModel(QuantizationAware):
         calibration: Data as in `quantize_aware`. Defaults to `None`: the first training batches.
         observer: Name in `OBSERVERS`, or an `Observer`. Defaults to `"ema"`.
         delay: Integer >= 0, training steps in which ranges are observed but nothing is rounded. Defaults to `0`.
+        scheme: Name in `SCHEMES`. Defaults to `"int8"`.
+        layers: Exceptions as in `quantize_aware`. Defaults to `None`.
+        folding: Whether BatchNormalization is folded in training. Defaults to `False`.
+        freeze_batch_norm: Integer >= 0, training steps after which BatchNormalization is frozen; `None`: never.
+        losses: Name in `LOSSES` -> weight. Defaults to `None`.
         name: String.
     """
 
@@ -74,6 +64,11 @@ class NativeModel(QuantizationAware):
         calibration: Any = None,
         observer: str | Observer = "ema",
         delay: int = 0,
+        scheme: str = "int8",
+        layers: Layers | None = None,
+        folding: bool = False,
+        freeze_batch_norm: int | None = None,
+        losses: Mapping[str, float] | None = None,
         name: str | None = None,
     ) -> None:
         if not isinstance(source, keras.Model):
@@ -81,9 +76,19 @@ class NativeModel(QuantizationAware):
         super().__init__(name=name or f"{source.name}_quantized")
         _refuse_extended(source)
         self.net = copy_model(source)
-        self._hidden = _Hidden(self.net, OBSERVERS.get(observer))
-        self.delay = check_integer("delay", delay, minimum=0)
-        self.ranges = Ranges(len(self._hidden.placement.names), name="ranges")
+        self._hidden = _Hidden(self.net, OBSERVERS.get(observer), scheme, layers)
+        self.scheme, self.delay = scheme, check_integer("delay", delay, minimum=0)
+        self.folding, self.freeze_batch_norm = check_flag("folding", folding), freeze_batch_norm
+        if freeze_batch_norm is not None:
+            check_integer("freeze_batch_norm", freeze_batch_norm, minimum=0)
+        self.auxiliary = check_losses(losses)
+        if "cross_entropy" in self.auxiliary:
+            self._logits()
+        placement = self._hidden.placement
+        self.ranges = Ranges(
+            len(placement.names), self._hidden.observer.learned and bool(placement.names), name="ranges"
+        )
+        self.steps = learned_steps(placement) if self._hidden.schemes.layers else None
         self.built = True
         if calibration is not None:
             self.calibrate(calibration)
@@ -91,7 +96,7 @@ class NativeModel(QuantizationAware):
     @property
     def layers(self) -> list[keras.layers.Layer]:
         """Those of the source, and the ranges."""
-        return [*self.net.layers, self.ranges]
+        return [*self.net.layers, self.ranges, *([] if self.steps is None else [self.steps])]
 
     @property
     def _inputs(self) -> tuple[TracedInput, ...]:
@@ -108,8 +113,11 @@ class NativeModel(QuantizationAware):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the ranges have seen data."""
+        """Whether the ranges have seen data, or there are none."""
         import tensorflow as tf
+
+        if not self.range_names:
+            return True
 
         with tf.init_scope():
             return float(self.ranges.batches.numpy()) > 0
@@ -128,46 +136,76 @@ class NativeModel(QuantizationAware):
     def _set_ranges(self, batches: list[list[np.ndarray]]) -> None:
         placement = self._hidden.placement
         if placement.names:
-            self.ranges.limits.assign(measured_ranges(placement, batches, self._method))
+            limits = measured_ranges(placement, batches, self._method)
+            for row in placement.symmetric:
+                limits[row] = shaped(limits[row], placement.bits or 8)
+            self.ranges.set(limits)
         self.ranges.batches.assign(1e6)
 
     def _run(self, tensors: list[Any], training: bool) -> list[Any]:
-        placement, count = self._hidden.placement, len(self._hidden.placement.names)
-        limits = self.ranges.limits.value
-        flat = ops.unstack(ops.reshape(limits, (-1,)), 2 * count) if count else []
-        pairs = [(flat[2 * row], flat[2 * row + 1]) for row in range(count)]
+        placement = self._hidden.placement
+        pairs = self.ranges.pairs()
         if not training:
             return Pass(placement, pairs)(tensors)
-        seen, frozen = self.ranges.batches.value, self.ranges.frozen.value > 0
-        starts = self.ranges.steps.value >= self.delay if self.delay else None
-        updated: dict[int, Any] = {}
-        extremes: dict[int, list[Any]] = {}
+        return self._trained(tensors, pairs)
 
-        def observe(row: int, x: Any) -> Limits:
-            # Several of one range in a loop over time.
-            extremes.setdefault(row, []).append(extremes_of(x, row in placement.positive))
-            update = self._hidden.observer.update(ops.stack(pairs[row]), widest(extremes[row]), seen)
-            # Frozen ranges stay, and all where a batch is not finite, or zero throughout.
-            nothing = extremes[row][-1][0] == extremes[row][-1][1]
-            stays = ops.logical_or(frozen | nothing, ops.logical_not(ops.all(ops.isfinite(update))))
-            updated[row] = ops.where(stays, ops.stack(pairs[row]), ops.stop_gradient(update))
-            low, high = updated[row][0], updated[row][1]
-            return low, ops.where(low == high, DEAD, high)
-
-        outputs = Pass(placement, pairs, training=True, observe=observe, starts=starts)(tensors)
-        if count:
-            rows = [updated.get(row, limits[row]) for row in range(count)]
-            self.ranges.limits.assign(ops.stack(rows))
-        self.ranges.batches.assign(seen + 1.0)
-        self.ranges.steps.assign(self.ranges.steps.value + 1.0)
+    def _trained(self, tensors: list[Any], pairs: list[Limits]) -> list[Any]:
+        ranges, placement = self.ranges, self._hidden.placement
+        steps = ranges.steps.value
+        how = Training(
+            self._hidden.observer.quantize,
+            steps >= self.delay if self.delay else None,
+            self.folding,
+            None if self.freeze_batch_norm is None else steps >= self.freeze_batch_norm,
+            [] if "mse" in self.auxiliary else None,
+        )
+        following = Following(self._hidden.observer, placement, ranges)
+        outputs = Pass(placement, pairs, training=how, observe=following)(tensors)
+        for loss in (*following.penalties(), *self._extra_losses(how, tensors, outputs)):
+            self.add_loss(loss)
+        following.store()
+        ranges.batches.assign(ranges.batches.value + 1.0)
+        ranges.steps.assign(steps + 1.0)
         return outputs
 
-    def _converted(self) -> tuple[Any, Any]:
+    def _extra_losses(self, how: Training, tensors: list[Any], outputs: list[Any]) -> Iterator[Any]:
+        weights = self.auxiliary
+        if how.errors:
+            yield weights["mse"] * ops.sum(ops.stack(how.errors))
+        if "cross_entropy" in weights:
+            placement = self._hidden.placement
+            exact = Pass(placement, [(0.0, 0.0)] * len(placement.names), "float")(tensors)
+            yield weights["cross_entropy"] * cross_entropy(exact, outputs, self._logits())
+
+    def _logits(self) -> list[bool]:
+        """For each output, whether it holds logits."""
+        producer = {number: step for step in self._hidden.placement.steps for number in step.outputs}
+        outputs = self._hidden.placement.traced.outputs
+        return [number not in producer or not gives_probabilities(producer[number]) for number in outputs]
+
+    def _converted(self) -> tuple[Any, Any, Any]:
         limits = [(low, high) for low, high in np.asarray(self.ranges.limits)]
         half = any(layer.compute_dtype != "float32" for layer in self.net._flatten_layers() if is_float(layer))
-        net = copy_model(self.net, "float32") if half else self.net
-        placement = place(trace(net)) if half else self._hidden.placement
-        return net, lambda *tensors: Pass(placement, limits, "export")(list(tensors))
+        net, placement = self.net, self._hidden.placement
+        if half:
+            net = copy_model(self.net, "float32")
+            learned = placement.learned
+            old = kernels_of(placement) if learned else []
+            placement = place(trace(net), self._hidden.schemes)
+            pairs = zip(old, kernels_of(placement) if learned else [], strict=True)
+            placement.learned.update({id(new[1]): learned[id(was[1])] for was, new in pairs if id(was[1]) in learned})
+        kernels: list[dict[str, Any]] = []
+
+        def run(*tensors: Any) -> list[Any]:
+            made = Pass(placement, limits, "export")
+            outputs = made(list(tensors))
+            kernels[:] = made.kernels
+            return outputs
+
+        return net, run, kernels
+
+    def _precisions(self) -> tuple[str, ...]:
+        return self._hidden.schemes.scheme.precisions
 
     def freeze_ranges(self, frozen: bool = True) -> None:
         """Keeps all ranges as they are while training goes on, or lets them follow the data again.
@@ -182,8 +220,14 @@ class NativeModel(QuantizationAware):
 
     def range_of(self, name: str) -> tuple[float, float]:
         """The range of a tensor, as named in `range_names`."""
-        low, high = np.asarray(self.ranges.limits)[self.range_names.index(name)].tolist()
-        return low, high
+        return self.all_ranges()[name]
+
+    def all_ranges(self) -> dict[str, tuple[float, float]]:
+        """A record of all ranges, name -> (smallest value, largest value): what `strip` leaves behind."""
+        return {
+            name: (float(low), float(high))
+            for name, (low, high) in zip(self.range_names, np.asarray(self.ranges.limits), strict=True)
+        }
 
     @property
     def range_names(self) -> tuple[str, ...]:
@@ -208,12 +252,29 @@ class NativeModel(QuantizationAware):
     def get_config(self) -> dict[str, Any]:
         source = keras.saving.serialize_keras_object(self.net)
         observer = keras.saving.serialize_keras_object(self._hidden.observer)
-        return {"name": self.name, "source": source, "observer": observer, "delay": self.delay}
+        layers = {name: scheme.get_config() for name, scheme in self._hidden.schemes.layers.items()}
+        return {
+            "name": self.name,
+            "source": source,
+            "observer": observer,
+            "delay": self.delay,
+            "scheme": self.scheme,
+            "layers": layers or None,
+            "folding": self.folding,
+            "freeze_batch_norm": self.freeze_batch_norm,
+            "losses": self.auxiliary or None,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "NativeModel":
         source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
-        return cls(source, observer=config["observer"], delay=config["delay"], name=config["name"])
+        return cls(source, **{key: value for key, value in config.items() if key != "source"})
+
+
+def _choices(traced: Trace) -> Choices:
+    operations = {call.name: call.operation for call in traced.calls if isinstance(call.operation, keras.Layer)}
+    plain = place(traced, PLAIN)
+    return Choices(operations, list(dict.fromkeys(name for name, _, _ in kernels_of(plain))), plain.with_ranges())
 
 
 def _refuse_extended(source: keras.Model) -> None:

@@ -6,12 +6,14 @@ input of a concatenation that nothing else reads, which has the scale of the con
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import keras
 
 from kdopt.graph.inline import Trace
 from kdopt.quantization.native.steps import Step, steps_of
+from kdopt.quantization.schemes import Schemes
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Placement:
         names: Of the ranges, by number.
         floats: Numbers of the tensors that are no integers.
         positive: Numbers of the ranges of tensors with nothing below 0.
+        schemes: How each layer is rounded.
+        symmetric: Numbers of the ranges with zero point 0.
+        learned: `id` of a kernel -> the Variable of its learned step.
     """
 
     traced: Trace
@@ -53,16 +58,34 @@ class Placement:
     names: tuple[str, ...]
     floats: frozenset[int]
     positive: frozenset[int]
+    schemes: Schemes
+    symmetric: frozenset[int]
+    learned: dict[int, Any] = field(default_factory=dict)
+
+    def with_ranges(self) -> list[str]:
+        """The layers whose output has a range of its own."""
+        inside = {row for rows in self.inner.values() for row in rows.values()}
+        own = {n for n, grid in self.grids.items() if grid.own and grid.row not in inside}
+        return list(dict.fromkeys(step.layer for step in self.steps if own & set(step.outputs)))
+
+    @property
+    def bits(self) -> int | None:
+        """Of activations; None where they stay float."""
+        return self.schemes.scheme.bits
 
 
-def place(traced: Trace) -> Placement:
+# What TFLite prescribes for softmax, sigmoid and tanh in int16.
+FIXED_16 = (-1.0, 32767 / 32768)
+
+
+def place(traced: Trace, schemes: Schemes) -> Placement:
     """Decides the placement for a traced model."""
-    return _Placer(traced).place()
+    return _Placer(traced, schemes).place()
 
 
 class _Placer:
-    def __init__(self, traced: Trace) -> None:
-        self.traced = traced
+    def __init__(self, traced: Trace, schemes: Schemes) -> None:
+        self.traced, self.schemes, self.bits = traced, schemes, schemes.scheme.bits
         self.dtypes = {entry.index: entry.dtype for entry in traced.inputs}
         for call in traced.calls:
             self.dtypes.update(zip(call.outputs, call.dtypes, strict=True))
@@ -105,10 +128,23 @@ class _Placer:
 
     def place(self) -> Placement:
         for entry in self.traced.inputs:
-            if self.is_float(entry.index) and self.readers[entry.index]:
+            if self.bits and self.is_float(entry.index) and self.readers[entry.index]:
                 self.grids[entry.index] = Grid(self.new(f"{entry.name}.input"), own=True)
-        joined = self.joined()
         inner: dict[str, dict[str, int]] = {}
+        if self.bits:
+            self.place_outputs(inner)
+        floats = frozenset(filter(self.is_float, self.producer))
+        held = [(self.grids[n].row, step.rule.relu) for step in self.steps for n in step.outputs if n in self.grids]
+        inside = {row for rows in inner.values() for row in rows.values()}
+        above = {row for row, relu in held if relu} - {row for row, relu in held if not relu} - inside - {None}
+        positive = frozenset(row for row in above if row is not None)
+        names, steps, symmetric = tuple(self.names), tuple(self.steps), self.symmetric(inside)
+        return Placement(
+            self.traced, steps, self.grids, inner, names, floats, positive - symmetric, self.schemes, symmetric
+        )
+
+    def place_outputs(self, inner: dict[str, dict[str, int]]) -> None:
+        joined = self.joined()
         rows: dict[int, int] = {}
         for step in self.steps:
             if step.rule.inner and step.name not in inner:
@@ -124,16 +160,19 @@ class _Placer:
                         rows[root] = self.new(f"{step.name if root == number else self.producer[root].name}.output")
                     self.grids[number] = Grid(rows[root], own=root == number, rounds=root == number)
                 elif step.rule.output == "fixed":
-                    self.grids[number] = Grid(None, step.rule.limits)
+                    self.grids[number] = Grid(None, step.rule.limits if self.bits == 8 else FIXED_16)
                 elif keeps_scale(step) and step.inputs[0] in self.grids:
                     before = self.grids[step.inputs[0]]
                     self.grids[number] = replace(before, own=False, rounds=step.rule.rounds)
-        floats = frozenset(filter(self.is_float, self.producer))
-        held = [(self.grids[n].row, step.rule.relu) for step in self.steps for n in step.outputs if n in self.grids]
-        inside = {row for rows in inner.values() for row in rows.values()}
-        above = {row for row, relu in held if relu} - {row for row, relu in held if not relu} - inside - {None}
-        positive = frozenset(row for row in above if row is not None)
-        return Placement(self.traced, tuple(self.steps), self.grids, inner, tuple(self.names), floats, positive)
+
+    def symmetric(self, inside: set[int]) -> frozenset[int]:
+        """The ranges with zero point 0."""
+        if self.bits == 16:
+            return frozenset(range(len(self.names)))
+        wanted = {name for name, scheme in self.schemes.layers.items() if scheme.symmetric}
+        numbers = [number for step in self.steps if step.layer in wanted for number in step.outputs]
+        own = {self.grids[n].row for n in numbers if n in self.grids and self.grids[n].own} - inside
+        return frozenset(row for row in own if row is not None)
 
     def joined(self) -> dict[int, int]:
         """Inputs of concatenations that nothing else reads -> the concatenation's output.

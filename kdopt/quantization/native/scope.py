@@ -8,9 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdopt.quantization.native.folding import along, factor_and_offset, is_trained
+from kdopt.quantization.native.folding import along, factor_and_offset, is_trained, normalized, statistics
+from kdopt.quantization.native.kernels import record
+from kdopt.quantization.native.placement import FIXED_16
 from kdopt.quantization.native.steps import Step
-from kdopt.quantization.quantizers import fake_quantize, round_to_step, weight_step
+from kdopt.quantization.quantizers import SMALLEST, fake_quantize, round_to_step, weight_step
 
 
 class Scope:
@@ -25,17 +27,25 @@ class Scope:
 
     def inner(self, name: str, x: Any) -> Any:
         """`x` rounded to the range `name` of the layer."""
+        if self._run.placement.bits is None:
+            return x
         return self._run.rounded(self._run.placement.inner[self._step.name][self._prefix + name], x)
 
     def fixed(self, x: Any, low: float, high: float) -> Any:
         """`x` rounded to a scale that TFLite prescribes."""
-        return x if self._run.mode != "rounded" else self._run.begun(fake_quantize(x, low, high), x)
+        bits = self._run.placement.bits
+        if self._run.mode != "rounded" or bits is None:
+            return x
+        low, high = (low, high) if bits == 8 else FIXED_16
+        return self._run.begun(fake_quantize(x, low, high, bits), x)
 
     def weight(self, variable: Any, axes: tuple[int, ...] = ()) -> Any:
-        """A variable rounded to its symmetric grid, with one step for each entry along `axes`."""
+        """A variable rounded to the grid of its layer, with one step for each entry along `axes`."""
+        self._note(variable, axes)
         if self._run.mode == "float":
             return ops.convert_to_tensor(variable)
-        return self._run.constant(lambda: self._run.begun(_rounded(variable.value, axes), variable.value))
+        values, _ = self._exported(axes, lambda: (*self._on_grid(variable, axes), None))
+        return values
 
     def linear(
         self,
@@ -63,17 +73,31 @@ class Scope:
         variable = getattr(layer, f"_{kernel}", None)
         variable = getattr(layer, kernel) if variable is None else variable
         bias = getattr(layer, "bias", None)
+        self._note(variable, axes)
         trained = norm is not None and is_trained(norm, run.training)
-        if run.mode == "float" or trained:
+        if run.mode == "float" or (trained and not (run.training and run.how.folding)):
             y = self._with(layer, variable, self.weight(variable, axes), bias, bias, x, call)
-            return y if norm is None else norm(y, training=run.training)
+            return y if norm is None else normalized(norm, y, run)
         step = run.step_of(x)
-        weights, offset, steps = run.constant(lambda: _folded(run, variable, bias, norm, step, axes))
+        plain = None
+        if trained:
+            plain = self._with(layer, variable, ops.convert_to_tensor(variable), bias, bias, x, call)
+
+        def folded() -> tuple[Any, Any, Any, Any]:
+            offset, factor = None if bias is None else ops.cast(bias, "float32"), None
+            if norm is not None:
+                factor, added = factor_and_offset(norm, None if plain is None else statistics(norm, plain, run))
+                offset = added if offset is None else offset * factor + added
+            return self._rounded(variable, axes, factor, offset, step)
+
+        weights, offset, steps = self._exported(axes, folded)
         single = {layer.compute_dtype, keras.backend.standardize_dtype(x.dtype)} == {"float32"}
-        if not run.in_integers or step is None or not single:
+        if not run.in_integers or step is None or steps is None or not single:
             return self._with(layer, variable, weights, bias, offset, x, call)
         # The sums of the file's integers, exact in float32 below 2^24.
         products = ops.reshape(steps * step, (-1,))
+        if products.shape[0] == 1:  # one step for all channels
+            products = ops.repeat(products, int(np.prod([variable.shape[axis] for axis in axes])))
         whole = None if offset is None else _integer(ops.reshape(offset, (-1,)) / products, offset.shape)
         sums = self._with(layer, variable, _integer(weights / steps), bias, whole, _integer(x / step), call)
         if sums.shape[-1] != products.shape[0]:  # several axes of channels
@@ -100,13 +124,15 @@ class Scope:
             factor: Of kernel and bias, e.g. what attention divides queries by. Defaults to `1.0`.
         """
         run, step = self._run, self._run.step_of(x)
+        self._note(kernel, axes)
 
-        def values() -> tuple[Any, Any, Any]:
-            weights, offset = ops.cast(kernel, "float32") * factor, None if bias is None else bias()
-            offset = None if offset is None else ops.cast(offset, "float32") * factor
-            return (weights, offset, None) if run.mode == "float" else _on_grid(run, weights, offset, step, axes)
+        def values() -> tuple[Any, Any, Any, Any]:
+            offset = None if bias is None else ops.cast(bias(), "float32") * factor
+            if run.mode == "float":
+                return ops.cast(kernel, "float32") * factor, offset, None, offset
+            return self._rounded(kernel, axes, factor, offset, step)
 
-        weights, offset, _ = run.constant(values)
+        weights, offset, _ = self._exported(axes, values)
         y = call(x, ops.cast(weights, x.dtype))
         return y if offset is None else y + ops.cast(offset, y.dtype)
 
@@ -154,6 +180,50 @@ class Scope:
         """Whether it is a step of training."""
         return self._run.training
 
+    def _note(self, variable: Any, axes: tuple[int, ...]) -> None:
+        noted = self._run.noted
+        if noted is not None and all(variable is not seen for _, seen, _ in noted):
+            noted.append((self._step.layer, variable, axes))
+
+    def _on_grid(self, variable: Any, axes: tuple[int, ...], factor: Any = None) -> tuple[Any, Any]:
+        """`variable * factor` on the grid of the layer, and the steps; as it is without steps in a float layer."""
+        run, scheme = self._run, self._run.placement.schemes.of(self._step.layer)
+        exact = weights = ops.cast(variable, "float32")
+        if factor is not None:
+            factor = along(factor, weights, axes) if len(np.shape(factor)) else factor
+            exact = weights * factor
+        if scheme.weights is None:
+            return exact, None
+        axes = axes if scheme.per_channel else ()
+        if scheme.weights.folds or factor is None:
+            values, steps = scheme.weights.rounded(exact, axes, run.placement.learned.get(id(variable)))
+        else:
+            values, steps = scheme.weights.rounded(weights, axes, run.placement.learned.get(id(variable)))
+            values, steps = values * factor, ops.maximum(steps * ops.abs(factor), SMALLEST)
+        return run.begun(values, exact), steps
+
+    def _rounded(
+        self, variable: Any, axes: tuple[int, ...], factor: Any, offset: Any, step: Any
+    ) -> tuple[Any, Any, Any, Any]:
+        """Kernel and offset rounded, the offset to the product of the steps of input and kernel; the steps of the
+        kernel; the offset as it was."""
+        weights, steps = self._on_grid(variable, axes, factor)
+        if offset is None or step is None or steps is None:
+            return weights, offset, steps, offset
+        products = steps * step
+        size = int(np.prod(products.shape))
+        products = ops.reshape(products, offset.shape) if size > 1 else ops.reshape(products, (1,) * len(offset.shape))
+        return weights, self._run.begun(round_to_step(offset, products), offset), steps, offset
+
+    def _exported(self, axes: tuple[int, ...], made: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """All but the last of `made()`: numbers for a converter, which is told what it cannot derive from them."""
+        run, scheme = self._run, self._run.placement.schemes.of(self._step.layer)
+        *values, bias = run.constant(made)
+        if run.mode == "export" and (run.placement.bits is None or not scheme.is_plain):
+            bits = 0 if scheme.weights is None else scheme.weights.bits
+            run.kernels.append(record(self._step.layer, bits, values[0], values[-1], axes, bias))
+        return tuple(values)
+
     def _with(
         self, layer: Any, variable: Any, weights: Any, bias: Any, offset: Any, x: Any, call: Callable[..., Any] | None
     ) -> Any:
@@ -164,32 +234,10 @@ class Scope:
         return y if offset is None else y + ops.cast(offset, y.dtype)
 
 
-def _folded(run: Any, variable: Any, bias: Any, norm: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """Kernel and bias on their grids, a BatchNormalization folded into them; the steps of the kernel."""
-    weights, offset = ops.cast(variable, "float32"), None if bias is None else ops.cast(bias, "float32")
-    if norm is not None:
-        factor, added = factor_and_offset(norm)
-        weights = weights * along(factor, weights, axes)
-        offset = added if offset is None else offset * factor + added
-    return _on_grid(run, weights, offset, step, axes)
-
-
-def _on_grid(run: Any, weights: Any, offset: Any, step: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """Kernel and bias rounded, the bias to the product of the steps of input and kernel; the steps of the kernel."""
-    steps = weight_step(weights, axes)
-    if offset is not None and step is not None:
-        offset = run.begun(round_to_step(offset, ops.reshape(steps, offset.shape) * step), offset)
-    return run.begun(round_to_step(weights, steps), weights), offset, steps
-
-
 def _integer(values: Any, shape: Any = None) -> Any:
     """The integers next to values that are all but integers; the gradient is that of the values."""
     made = values + ops.stop_gradient(ops.round(values) - values)
     return made if shape is None else ops.reshape(made, shape)
-
-
-def _rounded(weights: Any, axes: tuple[int, ...]) -> Any:
-    return round_to_step(weights, weight_step(weights, axes))
 
 
 def _bare(layer: Any, values: list[tuple[Any, Any]], x: Any) -> Any:

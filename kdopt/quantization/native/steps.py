@@ -61,6 +61,22 @@ def activation_of(operation: Any) -> Any:
     return function
 
 
+def gives_probabilities(step: Step) -> bool:
+    """Whether it ends in a softmax over the last axis.
+
+    Raises: ValueError for a sigmoid, which is no distribution over classes.
+    """
+    operation = step.operation
+    function = operation.activation if isinstance(operation, layers.Activation) else operation
+    name = (getattr(function, "__name__", None) or type(function).__name__).lower()
+    if name == "sigmoid":
+        raise ValueError(
+            f"losses: 'cross_entropy' is for outputs over classes, but {step.layer!r} ends in a sigmoid. Use 'mse', or "
+            "leave it out."
+        )
+    return name == "softmax"
+
+
 def _steps(call: Call, numbers: Iterator[int]) -> list[Step]:
     check_unmasked(call)
     operation = call.operation

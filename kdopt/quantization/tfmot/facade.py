@@ -165,8 +165,8 @@ class QuantizedModel(QuantizationAware):
             self.add_loss(loss)
         return outputs
 
-    def _converted(self) -> tuple[Any, Any]:
-        return self._hidden.net.model, lambda *tensors: self._run(list(tensors), training=False)
+    def _converted(self) -> tuple[Any, Any, list[dict[str, Any]]]:
+        return self._hidden.net.model, lambda *tensors: self._run(list(tensors), training=False), []
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name, "source": keras.saving.serialize_keras_object(self._hidden.source)}

@@ -1,0 +1,89 @@
+"""How the ranges of a model follow a step of training."""
+
+import math
+from typing import Any
+
+from keras import ops
+
+from kdopt.quantization.learned_ranges import LearnedRange
+from kdopt.quantization.native.execution import Limits
+from kdopt.quantization.native.measuring import DEAD, shaped, widest
+from kdopt.quantization.native.placement import Placement
+from kdopt.quantization.observers import Observer
+
+
+class Following:
+    """Called with each tensor of one step of training that has a range: gives the limits to round it with.
+
+    Args:
+        observer: How ranges follow.
+        placement: The steps of the model.
+        ranges: The `Ranges` of the model.
+    """
+
+    def __init__(self, observer: Observer, placement: Placement, ranges: Any) -> None:
+        self.observer, self.placement, self.ranges = observer, placement, ranges
+        self.before, self.count = ranges.limits.value, ranges.batches.value
+        self.frozen = ranges.frozen.value > 0
+        self.learned = None if ranges.learned is None else ranges.learned.value
+        self.updated: dict[int, Any] = {}
+        self.starts: dict[int, Any] = {}
+        self.batches: dict[int, list[Any]] = {}
+
+    def __call__(self, row: int, x: Any) -> Limits:
+        if self.learned is None:
+            return self._observed(row, x)
+        return self._learned(row, x)
+
+    def _observed(self, row: int, x: Any) -> Limits:
+        update = self.observer.update(self.before[row], self._batch(row, x), self.count)
+        # Frozen ranges stay, and all where a batch is not finite, or zero throughout.
+        nothing = self.batches[row][-1][0] == self.batches[row][-1][1]
+        stays = ops.logical_or(self.frozen | nothing, ops.logical_not(ops.all(ops.isfinite(update))))
+        update = ops.where(stays, self.before[row], ops.stop_gradient(self._shaped(row, update)))
+        self.updated[row] = update
+        return update[0], ops.where(update[0] == update[1], DEAD, update[1])
+
+    def _learned(self, row: int, x: Any) -> Limits:
+        assert isinstance(self.observer, LearnedRange)
+        assert self.learned is not None
+        positive = row in self.placement.positive
+        pair = self.learned[row]
+        if row not in self.starts:
+            first = self._batch(row, x)
+            first = ops.where(first[0] == first[1], ops.convert_to_tensor([0.0, DEAD]), first)
+            self.starts[row] = self.observer.update(ops.stop_gradient(pair), first, self.count)
+        pair = ops.where(self.count > 0, pair, self.starts[row])
+        bits = self.placement.bits or 8
+        features = math.prod(size or 1 for size in x.shape[1:])
+        limits = self._shaped(row, ops.stack(self.observer.limits(pair, positive, features, bits)))
+        limits = ops.where(self.frozen, self.before[row], limits)
+        self.updated[row] = ops.stop_gradient(limits)
+        return limits[0], limits[1]
+
+    def _batch(self, row: int, x: Any) -> Any:
+        """Several of one range in a loop over time."""
+        self.batches.setdefault(row, []).append(self.observer.limits_of(x, row in self.placement.positive))
+        return widest(self.batches[row])
+
+    def _shaped(self, row: int, pair: Any) -> Any:
+        return shaped(pair, self.placement.bits or 8) if row in self.placement.symmetric else pair
+
+    def penalties(self) -> list[Any]:
+        """What learned ranges add to the loss."""
+        if self.learned is None or not isinstance(self.observer, LearnedRange):
+            return []
+        found = self.observer.penalty(self.learned)
+        return [] if found is None else [found]
+
+    def store(self) -> None:
+        """Assigns the ranges of this step."""
+        count = len(self.placement.names)
+        if count:
+            self.ranges.limits.assign(ops.stack([self.updated.get(row, self.before[row]) for row in range(count)]))
+        if self.learned is not None:
+            rows = [
+                ops.where(self.count > 0, self.learned[row], self.starts.get(row, self.learned[row]))
+                for row in range(count)
+            ]
+            self.ranges.learned.assign(ops.stack(rows))

@@ -1,0 +1,79 @@
+"""The kernels of a model: which there are, and what a file is told about them."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kdopt.quantization.native.placement import Placement
+
+
+def record(layer: str, bits: int, values: Any, steps: Any, axes: tuple[int, ...], bias: Any) -> dict[str, Any]:
+    """A kernel as `tflite_export.kernels.Kernel` has it.
+
+    Args:
+        layer: Name.
+        bits: Of its integers; 0 for a float kernel.
+        values: Array, on its grid.
+        steps: Array that broadcasts to it; `None` for a float kernel.
+        axes: Axes of the output channels.
+        bias: Array, one value for each channel, not rounded; `None` for none.
+    """
+    values = np.asarray(values)
+    places = [axis % values.ndim for axis in axes]
+    order = [*places, *(axis for axis in range(values.ndim) if axis not in places)]
+    channels = int(np.prod([values.shape[axis] for axis in places]))
+
+    def matrix(array: Any) -> np.ndarray:
+        return np.transpose(np.broadcast_to(array, values.shape), order).reshape(channels, -1)
+
+    return {
+        "layer": layer,
+        "bits": bits,
+        "values": matrix(values),
+        "steps": None if steps is None else matrix(steps)[:, 0],
+        "bias": None if bias is None else np.asarray(bias).reshape(-1),
+    }
+
+
+def kernels_of(placement: Placement) -> list[tuple[str, Any, tuple[int, ...]]]:
+    """(name of the layer, Variable, axes of its channels) of all kernels, in the order of the steps."""
+    import tensorflow as tf
+
+    from kdopt.quantization.native.execution import Pass
+
+    noted: list[tuple[str, Any, tuple[int, ...]]] = []
+
+    def run(*arrays: Any) -> Any:
+        return Pass(placement, [(0.0, 0.0)] * len(placement.names), "float", noted=noted)(list(arrays))
+
+    specs = [tf.TensorSpec((None, *entry.shape[1:]), entry.dtype) for entry in placement.traced.inputs]
+    tf.function(run, autograph=False).get_concrete_function(*specs)
+    return noted
+
+
+class LearnedSteps(keras.layers.Layer):
+    """The learned step of each kernel that has one: Variables of the shape of its steps, step times largest integer."""
+
+    def __init__(self, placement: Placement, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self.built = True
+        self._made: list[tuple[int, Any]] = []
+        for layer, variable, axes in kernels_of(placement):
+            scheme = placement.schemes.of(layer)
+            grid = scheme.weights
+            if grid is None or not grid.learned:
+                continue
+            values = keras.ops.cast(variable, "float32")
+            step = np.asarray(grid.step(values, axes if scheme.per_channel else ()))
+            limit = np.maximum(step * (2 ** (grid.bits - 1) - 1), 1e-6)
+            name = f"{layer.replace('.', '_').replace('/', '_')}_{variable.name}"
+            weight = self.add_weight(limit.shape, initializer=keras.initializers.Constant(0.0), name=name)
+            weight.assign(limit)
+            placement.learned[id(variable)] = weight
+
+
+def learned_steps(placement: Placement) -> LearnedSteps | None:
+    """The learned steps of a model, None for none."""
+    learned = any(scheme.weights is not None and scheme.weights.learned for scheme in placement.schemes.layers.values())
+    return LearnedSteps(placement, name="learned_steps") if learned else None

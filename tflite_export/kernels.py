@@ -1,0 +1,179 @@
+"""Puts the very integers of a source's kernels into a file, whose converter derives others from the same values.
+
+TensorFlow's converter knows one grid for weights: the largest of a channel becomes 127. Kernels on another one (few
+bits, learned steps, powers of two, one step for all channels), kernels that stay float, and files in which kernels
+alone are integers are put right here, after it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tflite_export.errors import ConversionError
+from tflite_export.objects import FileObjects
+
+# Operation -> axis of the output channels in its kernel, which is always its second input.
+_CHANNELS = {"FULLY_CONNECTED": 0, "CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 0}
+_BIAS = {"TRANSPOSE_CONV": 3}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as its source has it.
+
+    Attributes:
+        layer: Name.
+        bits: Of its integers, in [2, 8]; 0 for a kernel that stays float.
+        values: Array (channels, weights of a channel), float32, on the grid.
+        steps: Array (channels,); None for a float kernel.
+        bias: Array (channels,), not rounded; None for none.
+    """
+
+    layer: str
+    bits: int
+    values: np.ndarray
+    steps: np.ndarray | None
+    bias: np.ndarray | None
+
+    @property
+    def integers(self) -> np.ndarray:
+        """The integers of its values, int8."""
+        assert self.steps is not None
+        return np.rint(self.values / self.steps[:, None]).astype(np.int8)
+
+
+def patch(content: bytes, kernels: Iterable[Mapping[str, Any]], integer: bool) -> tuple[bytes, frozenset[str]]:
+    """The file with these kernels.
+
+    Args:
+        content: A `.tflite` file.
+        kernels: What `Kernel` takes, each as a dict.
+        integer: Whether activations are integers in the file.
+
+    Returns: The file, and the names of the tensors that operations left float make.
+    Raises: ConversionError that names a layer whose kernel is not in the file.
+    """
+    wanted = [Kernel(**entry) for entry in kernels]
+    if not wanted:
+        return content, frozenset()
+    file = FileObjects(content)
+    taken: dict[int, Kernel] = {}
+    floats: set[str] = set()
+    missing = {id(kernel): kernel.layer for kernel in wanted}
+    for operator in list(file.operators):
+        axis = _CHANNELS.get(file.kind(operator))
+        if axis is None:
+            continue
+        number = int(operator.inputs[1])
+        kernel = taken.get(number) or _match(file, number, axis, wanted)
+        if kernel is None:
+            continue
+        missing.pop(id(kernel), None)
+        first, taken[number] = number not in taken, kernel
+        if not integer:
+            if first:
+                _store_beside(file, number, axis, kernel, file.kind(operator))
+        elif kernel.steps is None:
+            floats.add(_leave_float(file, operator, axis, kernel))
+        else:
+            if first:
+                _store(file, number, axis, kernel, file.kind(operator))
+            _store_bias(file, operator, kernel)
+    if missing:
+        names = ", ".join(dict.fromkeys(map(repr, missing.values())))
+        raise ConversionError(
+            f"The kernel of layer {names} is not in the file as it was trained: the converter has joined it with "
+            "another operation. Way out: leave this layer on plain 8 bits."
+        )
+    return file.content(), frozenset(floats)
+
+
+def of_float_file(content: bytes) -> list[dict[str, Any]]:
+    """All kernels of a float file on 8 bits: the largest weight of each channel becomes 127."""
+    file, found = FileObjects(content), {}
+    for operator in file.operators:
+        axis = _CHANNELS.get(file.kind(operator))
+        number = int(operator.inputs[1]) if axis is not None else -1
+        stored = file.values(number) if number >= 0 else None
+        if stored is None or axis is None or number in found:
+            continue
+        matrix = np.moveaxis(stored, axis, 0).reshape(stored.shape[axis], -1)
+        steps = np.maximum(np.abs(matrix).max(axis=1), 1e-12) / 127
+        found[number] = {"layer": f"tensor {number}", "bits": 8, "values": matrix, "steps": steps, "bias": None}
+    return list(found.values())
+
+
+def _match(file: FileObjects, number: int, axis: int, wanted: list[Kernel]) -> Kernel | None:
+    """The kernel whose values a constant holds, each within half of its step in the file."""
+    stored = file.values(number)
+    if stored is None:
+        return None
+    matrix = np.moveaxis(stored, axis, 0).reshape(stored.shape[axis], -1)
+    slack = file.steps(number)
+    for kernel in wanted:
+        if kernel.values.shape != matrix.shape:
+            continue
+        if slack is None:
+            near = np.allclose(kernel.values, matrix, rtol=1e-4, atol=1e-6 * float(np.abs(matrix).max(initial=0.0)))
+        else:
+            near = bool(np.all(np.abs(kernel.values - matrix) <= 0.51 * np.reshape(slack, (-1, 1)) + 1e-12))
+        if near:
+            return kernel
+    return None
+
+
+def _arranged(file: FileObjects, number: int, axis: int, matrix: np.ndarray) -> np.ndarray:
+    """(channels, weights) in the layout of a kernel of the file."""
+    shape = file.shape(number)
+    moved = (shape[axis], *(size for place, size in enumerate(shape) if place != axis))
+    return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, axis))
+
+
+def _store(file: FileObjects, number: int, axis: int, kernel: Kernel, kind: str) -> None:
+    packed = kernel.bits <= 4 and kind == "FULLY_CONNECTED"  # convolutions of 4 bits are slow
+    assert kernel.steps is not None
+    integers = _arranged(file, number, axis, kernel.integers)
+    file.set_integers(number, integers, kernel.steps, axis, 4 if packed else 8)
+
+
+def _store_bias(file: FileObjects, operator: Any, kernel: Kernel) -> None:
+    """The bias in whole products of the new steps and that of the input."""
+    place = _BIAS.get(file.kind(operator), 2)
+    number = int(operator.inputs[place]) if len(operator.inputs) > place else -1
+    if number < 0:
+        return
+    assert kernel.steps is not None
+    old = file.values(number)
+    data = 2 if file.kind(operator) == "TRANSPOSE_CONV" else 0
+    step = file.steps(int(operator.inputs[data]))
+    if old is None or step is None:
+        return
+    scale = kernel.steps.astype(np.float32) * np.float32(step[0])
+    bias = old if kernel.bias is None else kernel.bias
+    most = np.iinfo(np.int32).max
+    file.set_bias(operator, place, np.clip(np.rint(bias / scale.astype(np.float64)), -most, most), scale)
+
+
+def _leave_float(file: FileObjects, operator: Any, axis: int, kernel: Kernel) -> str:
+    """An operation in floating point between a DEQUANTIZE and a QUANTIZE; the name of what it makes."""
+    kind = file.kind(operator)
+    place = _BIAS.get(kind, 2)
+    if len(operator.inputs) > place and operator.inputs[place] >= 0:
+        bias = file.values(int(operator.inputs[place])) if kernel.bias is None else kernel.bias
+        file.set_input(operator, place, file.new_constant(f"{kernel.layer}/float_bias", np.asarray(bias, np.float32)))
+    values = _arranged(file, int(operator.inputs[1]), axis, kernel.values.astype(np.float32))
+    file.set_input(operator, 1, file.new_constant(f"{kernel.layer}/float_kernel", values))
+    data = 2 if kind == "TRANSPOSE_CONV" else 0
+    file.set_input(operator, data, file.dequantized_before(operator, int(operator.inputs[data])))
+    return file.quantized_after(operator)
+
+
+def _store_beside(file: FileObjects, number: int, axis: int, kernel: Kernel, kind: str) -> None:
+    """Integers, and a DEQUANTIZE that gives what was a float constant."""
+    if kernel.steps is None:
+        return
+    packed = kernel.bits <= 4 and kind == "FULLY_CONNECTED"
+    integers = _arranged(file, number, axis, kernel.integers)
+    file.dequantized_constant(number, integers, kernel.steps, axis, 4 if packed else 8)

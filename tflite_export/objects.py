@@ -1,0 +1,219 @@
+"""A `.tflite` file as objects that can be changed, and written again."""
+
+from typing import Any
+
+import numpy as np
+
+from tflite_export import flatbuffer
+
+_ALIGNMENT = 16
+
+
+class FileObjects:
+    """The main graph of a file, to change constants and to put operations in.
+
+    Args:
+        content: A `.tflite` file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        flatbuffer.read(content)
+        self._schema = schema
+        self.model = schema.ModelT.InitFromPackedBuf(content, 0)
+        self.graph = self.model.subgraphs[0]
+        self._kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"}
+        self._dequantized: dict[int, int] = {}
+
+    @property
+    def operators(self) -> list[Any]:
+        """In the order in which they run."""
+        return self.graph.operators
+
+    def kind(self, operator: Any) -> str:
+        """Name of an operation, e.g. `"CONV_2D"`."""
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        return self._kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+    def shape(self, number: int) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(int(size) for size in self.graph.tensors[number].shape)
+
+    def steps(self, number: int) -> np.ndarray | None:
+        """Scales of a tensor, None for a float one."""
+        quantization = self.graph.tensors[number].quantization
+        found = None if quantization is None else quantization.scale
+        return None if found is None or len(found) == 0 else np.asarray(found, np.float32)
+
+    def values(self, number: int) -> np.ndarray | None:
+        """What a constant of int8, int32, int64 or float32 stands for; None for anything else."""
+        tensor = self.graph.tensors[number]
+        data = self.model.buffers[tensor.buffer].data
+        kinds = self._schema.TensorType
+        dtype = {kinds.INT8: "int8", kinds.INT32: "int32", kinds.INT64: "int64", kinds.FLOAT32: "float32"}.get(
+            tensor.type
+        )
+        if data is None or len(data) == 0 or dtype is None:
+            return None
+        stored = np.frombuffer(bytes(data), dtype).reshape(self.shape(number))
+        steps = self.steps(number)
+        if dtype == "float32" or steps is None:
+            return stored if dtype == "float32" else None
+        shape = [1] * stored.ndim
+        if len(steps) > 1:
+            shape[tensor.quantization.quantizedDimension] = -1
+        return stored.astype(np.float32) * steps.reshape(shape)
+
+    def set_integers(self, number: int, integers: np.ndarray, steps: np.ndarray, axis: int, bits: int) -> None:
+        """Makes a constant these integers, of 8 bits or of 4, with a step for each entry along an axis."""
+        tensor = self.graph.tensors[number]
+        tensor.type = self._schema.TensorType.INT4 if bits == 4 else self._schema.TensorType.INT8
+        tensor.buffer = self._new_buffer(packed_4_bits(integers) if bits == 4 else integers.astype(np.int8).tobytes())
+        self._set_grid(tensor, steps, axis)
+
+    def set_bias(self, operator: Any, place: int, integers: np.ndarray, steps: np.ndarray) -> None:
+        """Gives an operation a bias of its own."""
+        old = self.graph.tensors[operator.inputs[place]]
+        dtype = np.int64 if old.type == self._schema.TensorType.INT64 else np.int32
+        number = self._new_tensor(old.name, old.type, old.shape)
+        self.graph.tensors[number].buffer = self._new_buffer(integers.astype(dtype).tobytes())
+        self._set_grid(self.graph.tensors[number], steps, 0)
+        self.set_input(operator, place, number)
+
+    def set_input(self, operator: Any, place: int, number: int) -> None:
+        """Gives an operation another tensor as input number `place`."""
+        operator.inputs = np.array([number if i == place else old for i, old in enumerate(operator.inputs)], np.int32)
+
+    def new_constant(self, name: str, values: np.ndarray) -> int:
+        """A float32 constant; its number."""
+        number = self._new_tensor(name, self._schema.TensorType.FLOAT32, np.array(values.shape, np.int32))
+        self.graph.tensors[number].buffer = self._new_buffer(values.astype(np.float32).tobytes())
+        return number
+
+    def dequantized_before(self, operator: Any, number: int) -> int:
+        """A tensor in floating point, made right before an operation; its number."""
+        if number not in self._dequantized:
+            made = self._float_like(number, "dequantized")
+            self._insert("DEQUANTIZE", [number], [made], self.operators.index(operator))
+            self._dequantized[number] = made
+        return self._dequantized[number]
+
+    def quantized_after(self, operator: Any) -> str:
+        """Lets an operation make its output in floating point, quantized right after it; the name of that tensor."""
+        number = int(operator.outputs[0])
+        made = self._float_like(number, "float")
+        operator.outputs = np.array([made, *operator.outputs[1:]], np.int32)
+        options = operator.builtinOptions
+        if hasattr(options, "quantizedBiasType"):
+            options.quantizedBiasType = self._schema.TensorType.FLOAT32
+        place = next(i for i, one in enumerate(self.operators) if one is operator)
+        self._insert("QUANTIZE", [made], [number], place + 1)
+        return str(self.graph.tensors[made].name.decode())
+
+    def dequantized_constant(self, number: int, integers: np.ndarray, steps: np.ndarray, axis: int, bits: int) -> None:
+        """Makes a float constant the output of a DEQUANTIZE of these integers."""
+        tensor = self.graph.tensors[number]
+        stored = self._new_tensor(tensor.name + b"/integers", tensor.type, tensor.shape)
+        self.set_integers(stored, integers, steps, axis, bits)
+        tensor.buffer = 0
+        self._insert("DEQUANTIZE", [stored], [number], 0)
+
+    def content(self) -> bytes:
+        """The file, without constants that nothing uses any longer."""
+        import flatbuffers
+
+        self._drop_unused()
+        # Constants on addresses that every kernel can read; the generated code aligns nothing.
+        for place, buffer in enumerate(self.model.buffers):
+            self.model.buffers[place] = _aligned(buffer)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _set_grid(self, tensor: Any, steps: np.ndarray, axis: int) -> None:
+        tensor.quantization = self._schema.QuantizationParametersT()
+        tensor.quantization.scale = np.asarray(steps, np.float32)
+        tensor.quantization.zeroPoint = np.zeros(len(steps), np.int64)
+        tensor.quantization.quantizedDimension = axis
+
+    def _float_like(self, number: int, what: str) -> int:
+        tensor = self.graph.tensors[number]
+        made = self._new_tensor(tensor.name + b"/" + what.encode(), self._schema.TensorType.FLOAT32, tensor.shape)
+        self.graph.tensors[made].shapeSignature = tensor.shapeSignature
+        return made
+
+    def _new_tensor(self, name: bytes | str, kind: int, shape: Any) -> int:
+        tensor = self._schema.TensorT()
+        tensor.name = name.encode() if isinstance(name, str) else name
+        tensor.type, tensor.shape = kind, np.asarray(shape, np.int32)
+        tensor.hasRank = True
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def _new_buffer(self, data: bytes) -> int:
+        buffer = self._schema.BufferT()
+        buffer.data = np.frombuffer(data, np.uint8)
+        self.model.buffers.append(buffer)
+        return len(self.model.buffers) - 1
+
+    def _insert(self, kind: str, inputs: list[int], outputs: list[int], place: int) -> None:
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = self._code(kind)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
+        self.operators.insert(place, operator)
+
+    def _code(self, kind: str) -> int:
+        number = getattr(self._schema.BuiltinOperator, kind)
+        for place, code in enumerate(self.model.operatorCodes):
+            if max(code.builtinCode, code.deprecatedBuiltinCode) == number:
+                return place
+        code = self._schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = number
+        code.version = 6 if kind == "DEQUANTIZE" else 1
+        self.model.operatorCodes.append(code)
+        return len(self.model.operatorCodes) - 1
+
+    def _drop_unused(self) -> None:
+        """Empties the buffers of tensors that no operation reads."""
+        read = {int(i) for operator in self.operators for i in operator.inputs} | {int(i) for i in self.graph.outputs}
+        for graph in self.model.subgraphs[1:]:
+            read_there = {tensor.buffer for tensor in graph.tensors}
+            if read_there - {0}:
+                return
+        used = {self.graph.tensors[number].buffer for number in read if number >= 0}
+        used |= {entry.buffer for entry in self.model.metadata or []}
+        for place, buffer in enumerate(self.model.buffers):
+            if place not in used:
+                buffer.data = None
+
+
+def packed_4_bits(integers: np.ndarray) -> bytes:
+    """Integers in [-8, 7], two in a byte, the first in the lower half."""
+    flat = integers.astype(np.int8).reshape(-1)
+    if flat.size % 2:
+        flat = np.append(flat, np.int8(0))
+    halves = (flat & 15).astype(np.uint8)
+    return bytes((halves[0::2] | (halves[1::2] << 4)).tobytes())
+
+
+def _aligned(buffer: Any) -> Any:
+    """The same buffer, which writes its data at a multiple of 16 bytes."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    class Aligned(schema.BufferT):
+        def Pack(self, builder: Any) -> Any:
+            data = None if self.data is None or len(self.data) == 0 else bytes(self.data)
+            if data is not None:
+                builder.Prep(_ALIGNMENT, len(data))
+                vector = builder.CreateByteVector(data)
+            schema.BufferStart(builder)
+            if data is not None:
+                schema.BufferAddData(builder, vector)
+            return schema.BufferEnd(builder)
+
+    made = Aligned()
+    made.data = buffer.data
+    if getattr(buffer, "size", 0):
+        made.offset, made.size = buffer.offset, buffer.size
+    return made
