@@ -93,6 +93,8 @@ def convert(
             _refuse_loops(resolved, rule, _converter(resolved, precisions.get("float32"), folder, batch, verbose)(None))
         content, calibrated = _lower(resolved, rule, run, data, ranged)
     content, floats = kernels.patch(content, _kernels(resolved, rule, content), rule.integer)
+    if rule.name == "int16x8":
+        content = kernels.widen_biases(content)
     sample = _sample(resolved, data, batch)
     with silenced(verbose):
         model = TFLiteModel.from_content(content, precision, calibrated)

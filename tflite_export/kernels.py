@@ -90,6 +90,17 @@ def patch(content: bytes, kernels: Iterable[Mapping[str, Any]], integer: bool) -
     return file.content(), frozenset(floats)
 
 
+def widen_biases(content: bytes) -> bytes:
+    """The file with biases of 64 bits, which kernels of 16-bit activations demand; of fake quantization the converter
+    makes 32."""
+    file = FileObjects(content)
+    for operator in file.operators:
+        place = _BIAS.get(file.kind(operator), 2)
+        if file.kind(operator) in _CHANNELS and len(operator.inputs) > place and operator.inputs[place] >= 0:
+            file.widen(int(operator.inputs[place]))
+    return file.content()
+
+
 def of_float_file(content: bytes) -> list[dict[str, Any]]:
     """All kernels of a float file on 8 bits: the largest weight of each channel becomes 127."""
     file, found = FileObjects(content), {}

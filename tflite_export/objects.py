@@ -81,6 +81,16 @@ class FileObjects:
         self._set_grid(self.graph.tensors[number], steps, 0)
         self.set_input(operator, place, number)
 
+    def widen(self, number: int) -> None:
+        """Stores a constant of int32 as int64."""
+        tensor = self.graph.tensors[number]
+        if tensor.type == self._schema.TensorType.INT32:
+            data = np.frombuffer(bytes(self.model.buffers[tensor.buffer].data), np.int32)
+            tensor.type, tensor.buffer = (
+                self._schema.TensorType.INT64,
+                self._new_buffer(data.astype(np.int64).tobytes()),
+            )
+
     def set_input(self, operator: Any, place: int, number: int) -> None:
         """Gives an operation another tensor as input number `place`."""
         operator.inputs = np.array([number if i == place else old for i, old in enumerate(operator.inputs)], np.int32)

@@ -8,6 +8,8 @@ post_training    int8 without training: clipped ranges, equalized channels, corr
 equalize         brings channels of layers in a row to the same range
 RANGES           how ranges are chosen from data, by name
 OBSERVERS        how ranges follow training, by name
+SCHEMES          what is rounded to how many bits, by name
+WEIGHT_GRIDS     which integers weights become, by name; subclass WeightGrid for one's own
 quantization_error  which layer int8 costs how much: a table and a figure
 """
 
@@ -19,20 +21,26 @@ from kdopt.quantization.post_training import post_training
 from kdopt.quantization.quantize import ENGINES, quantize_aware
 from kdopt.quantization.ranges import RANGES, RangeMethod
 from kdopt.quantization.report import LayerReport
+from kdopt.quantization.schemes import SCHEMES, LayerScheme
 from kdopt.quantization.tfmot.facade import QuantizedModel
+from kdopt.quantization.weight_grids import WEIGHT_GRIDS, WeightGrid
 
 __all__ = [
     "ENGINES",
     "OBSERVERS",
     "RANGES",
+    "SCHEMES",
+    "WEIGHT_GRIDS",
     "Equalized",
     "LayerReport",
+    "LayerScheme",
     "NativeModel",
     "Observer",
     "QuantizationErrors",
     "QuantizedModel",
     "RangeMethod",
     "TensorError",
+    "WeightGrid",
     "equalize",
     "post_training",
     "quantization_error",

@@ -96,7 +96,7 @@ def learned_round(weights: Any, limit: Any, most: int) -> tuple[Any, Any]:
 def learned_quantize(x: Any, low: Any, high: Any, bits: int = 8) -> Any:
     """`x` on the affine grid over [low, high], both trained.
 
-        q = (clip(round(x / s) + z, 0, Q) - z) * s,   s = (high - low) / Q,   z = round(-low / s),   Q = 2^bits - 1
+        q = round(clip(x / s, -z, Q - z)) * s,   s = (high - low) / Q,   z = round(-low / s),   Q = 2^bits - 1
         dq/ds = round(x / s) - x / s inside;   dq/dlow = 1 below,   dq/dhigh = 1 above
 
     Args:
@@ -111,8 +111,8 @@ def learned_quantize(x: Any, low: Any, high: Any, bits: int = 8) -> Any:
     most = 2**bits - 1
     step = ops.maximum((high - low) / most, SMALLEST)
     zero = round_through(-low / step)
-    q = ops.clip(round_through(ops.cast(x, "float32") / step) + zero, 0.0, float(most))
-    return ops.cast((q - zero) * step, x.dtype)
+    inside = ops.minimum(ops.maximum(ops.cast(x, "float32") / step, -zero), most - zero)
+    return ops.cast(round_through(inside) * step, x.dtype)
 
 
 def round_through(values: Any) -> Any:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from kdopt.quantization.native.placement import Placement
 from kdopt.quantization.native.steps import Step
 from kdopt.quantization.report import LayerReport
+from kdopt.quantization.schemes import LayerScheme
 
 
 def report_of(placement: Placement) -> tuple[LayerReport, ...]:
@@ -33,7 +34,25 @@ def _record(layer: str, steps: list[Step], placement: Placement) -> LayerReport:
         return LayerReport(
             layer, "output-only", f"no quantization rule for {kind}: what is inside gets scales at export"
         )
-    return LayerReport(layer, "quantized", _why(steps, own))
+    scheme = placement.schemes.of(layer)
+    if scheme.weights is None:
+        return LayerReport(layer, "float", "as `layers` says; its input and output are int8 in the file")
+    if placement.bits is None:
+        return _record_weights(layer, steps, scheme)
+    return LayerReport(layer, "quantized", _why(steps, own) + _special(scheme))
+
+
+def _record_weights(layer: str, steps: list[Step], scheme: LayerScheme) -> LayerReport:
+    if any(step.rule.call for step in steps):
+        return LayerReport(layer, "quantized", f"weights alone{_special(scheme)}")
+    return LayerReport(layer, "float", "the scheme is for weights of convolutions and dense layers alone")
+
+
+def _special(scheme: LayerScheme) -> str:
+    said = [] if scheme.is_plain else [f"weights: {scheme.weights}"]
+    said += [] if scheme.per_channel else ["one step for all channels"]
+    said += ["symmetric range"] if scheme.symmetric else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _why(steps: list[Step], own: bool) -> str:

@@ -1,0 +1,83 @@
+"""Integers put into a file, against NumPy and against the file before."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import tflite_export
+from tflite_export import flatbuffer, inspect, kernels
+from tflite_export.errors import ConversionError
+from tflite_export.objects import FileObjects, packed_4_bits
+
+X = np.random.default_rng(1).normal(size=(16, 8, 8, 2)).astype("float32")
+
+
+def net():
+    keras.utils.set_random_seed(2)
+    layers = [
+        L.Conv2D(5, 3, activation="relu", bias_initializer="random_normal"),
+        L.DepthwiseConv2D(3, depth_multiplier=2),
+        L.Conv2DTranspose(3, 2, 2),
+        L.Flatten(),
+        L.Dense(7, bias_initializer="random_normal"),
+    ]
+    return keras.Sequential([keras.Input((8, 8, 2)), *layers])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return net()
+
+
+def rounded(model):
+    """The model with each kernel on 8 bits, by NumPy."""
+    copy = net()
+    copy.set_weights(model.get_weights())
+    for layer, axis in zip((one for one in copy.layers if one.weights), (3, (2, 3), 2, 1), strict=True):
+        w = np.asarray(layer.kernel)
+        kept = axis if isinstance(axis, tuple) else (axis,)
+        step = np.abs(w).max(axis=tuple(a for a in range(w.ndim) if a not in kept), keepdims=True) / 127
+        layer.kernel.assign(np.round(w / step) * step)
+    return copy
+
+
+def test_weights_alone_are_the_model_with_rounded_kernels(model):
+    file = tflite_export.convert(model, "int8_weights")
+    np.testing.assert_allclose(file.predict(X), rounded(model).predict(X, verbose=0), atol=1e-5)
+    assert not any(op.inputs[1].data is not None for op in inspect.ops(file.content) if op.name == "CONV_2D")
+    whole = tflite_export.convert(model, "float32")
+    kernels_bytes = sum(np.asarray(layer.kernel).size for layer in model.layers if layer.weights)
+    assert file.size_bytes < whole.size_bytes - 3 * kernels_bytes + 4000
+    assert tflite_export.verify(model, file, X).passed
+
+
+def test_a_file_read_and_written_again_is_the_same_function_on_aligned_constants(model):
+    before = tflite_export.convert(model, "int8", X)
+    content = FileObjects(before.content).content()
+    after = tflite_export.TFLiteModel.from_content(content)
+    np.testing.assert_array_equal(after.predict(X), before.predict(X))
+    assert [info.name for info in after.inputs] == [info.name for info in before.inputs]
+    stored = flatbuffer.read(content)
+    data = [stored.Buffers(number) for number in range(stored.BuffersLength())]
+    places = [b._tab.Vector(b._tab.Offset(4)) for b in data if b.DataLength()]
+    assert places
+    assert all(place % 16 == 0 for place in places)
+
+
+def test_a_kernel_that_is_not_in_the_file_is_refused(model):
+    content = tflite_export.convert(model, "int8", X).content
+    stranger = {"layer": "head", "bits": 4, "values": np.ones((7, 5), "float32"), "steps": np.ones(7), "bias": None}
+    with pytest.raises(ConversionError, match="'head'.*leave this layer on plain 8 bits"):
+        kernels.patch(content, [stranger], integer=True)
+
+
+def test_16_bit_activations_of_a_float_model(model):
+    file = tflite_export.convert(model, "int16x8", X)
+    assert {info.dtype for info in (*file.inputs, *file.outputs)} == {"int16"}
+    expected = rounded(model).predict(X, verbose=0)
+    assert np.abs(file.predict(X) - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+def test_two_integers_of_4_bits_in_a_byte():
+    assert packed_4_bits(np.array([1, -1, 7, -8, 3])) == bytes([0xF1, 0x87, 0x03])
