@@ -12,7 +12,8 @@ An object takes part, without importing this package, by a method that returns a
 and, where they matter:
 
     "precisions"   names of the precisions it can have, e.g. ("int8", "int8_float_io")
-    "kernels"      list of dicts, filled once `function` was called: kernels whose integers the converter cannot derive
+    "kernels"      (a layer of a Keras model: the method `__tflite_kernels__()`, which returns them)
+                   list of dicts, filled once `function` was called: kernels whose integers the converter cannot derive
                    from their values, see `tflite_export.kernels.Kernel`
 """
 

@@ -3,6 +3,7 @@
 quantize_aware   Keras 3 model -> a copy that trains with int8 rounding
 QuantizedModel   that copy, engine "tfmot"; importing this registers it, so that Keras can load one from a file
 NativeModel      that copy, engine "native"
+Quantized        wrapper: one layer that trains with rounding, in a model of one's own
 LayerReport      how one layer is quantized, and why
 post_training    int8 without training: clipped ranges, equalized channels, corrected biases
 equalize         brings channels of layers in a row to the same range
@@ -16,6 +17,7 @@ quantization_error  which layer int8 costs how much: a table and a figure
 from kdopt.quantization.diagnosis import QuantizationErrors, TensorError, quantization_error
 from kdopt.quantization.equalize import Equalized, equalize
 from kdopt.quantization.native.model import NativeModel
+from kdopt.quantization.native.wrapper import Quantized
 from kdopt.quantization.observers import OBSERVERS, Observer
 from kdopt.quantization.post_training import post_training
 from kdopt.quantization.quantize import ENGINES, quantize_aware
@@ -37,6 +39,7 @@ __all__ = [
     "NativeModel",
     "Observer",
     "QuantizationErrors",
+    "Quantized",
     "QuantizedModel",
     "RangeMethod",
     "TensorError",

@@ -6,6 +6,7 @@ from typing import Any
 from kdopt.core.validation import check_one_of
 from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.native.model import NativeModel
+from kdopt.quantization.native.wrapper import Quantized
 from kdopt.quantization.observers import Observer
 from kdopt.quantization.schemes import Layers
 from kdopt.quantization.tfmot.facade import QuantizedModel
@@ -95,6 +96,12 @@ def quantize_aware(
         raise TypeError(
             f"{model.name!r} is quantized already. Train it on with `fit`, set its ranges anew with `calibrate(data)`, "
             "or start from its float weights: `quantize_aware(model.strip(), ...)`."
+        )
+    wrapped = [layer.name for layer in getattr(model, "_flatten_layers", list)() if isinstance(layer, Quantized)]
+    if wrapped:
+        raise TypeError(
+            f"{model.name!r} has layers that are quantized one by one: {', '.join(wrapped)}. Train it as it is, or "
+            "build it without `Quantized`, with the weights of `layer.to_plain()`."
         )
     if engine == "native":
         return NativeModel(

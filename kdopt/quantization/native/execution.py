@@ -54,6 +54,8 @@ class Pass:
         only: Names of the steps and inputs that round; the others compute in float. Defaults to `None`: all.
         seen: Filled with the tensors of the model, by number.
         after: Called with a step and what it gave, before that is rounded; returns what to go on with.
+        exact: Whether inference computes with the file's very integers where it can; else with fake quantization,
+            which a converter understands.
         noted: Filled with the kernels, each once: (name of the layer, Variable, axes of its channels).
 
     Attributes:
@@ -71,10 +73,12 @@ class Pass:
         seen: dict[int, Any] | None = None,
         after: Callable[[Step, Any], Any] | None = None,
         noted: list[tuple[str, Any, tuple[int, ...]]] | None = None,
+        exact: bool = True,
     ) -> None:
         self.placement, self.limits, self.mode = placement, limits, mode
         self.how, self.training, self.noted = training or Training(), training is not None, noted
         self.kernels: list[dict[str, Any]] = []
+        self._exact = exact and after is None
         self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen
         self._steps: dict[int, tuple[Any, Any]] = {}
@@ -134,7 +138,7 @@ class Pass:
     @property
     def in_integers(self) -> bool:
         """Whether kernels are applied to the file's very integers."""
-        return self.mode == "rounded" and not self.training and self._after is None and self.bits == 8
+        return self.mode == "rounded" and not self.training and self._exact and self.bits == 8
 
     def summed(self, sums: Any, products: Any) -> Any:
         """The tensor of sums of integers, each worth the product of the steps of input and kernel."""
