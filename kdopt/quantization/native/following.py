@@ -19,13 +19,18 @@ class Following:
         observer: How ranges follow.
         placement: The steps of the model.
         ranges: The `Ranges` of the model.
+        fresh: Whether learned ranges may not have seen data yet, so that this batch sets them.
     """
 
-    def __init__(self, observer: Observer, placement: Placement, ranges: Any) -> None:
+    def __init__(self, observer: Observer, placement: Placement, ranges: Any, fresh: bool) -> None:
         self.observer, self.placement, self.ranges = observer, placement, ranges
         self.before, self.count = ranges.limits.value, ranges.batches.value
         self.frozen = ranges.frozen.value > 0
         self.learned = None if ranges.learned is None else ranges.learned.value
+        self.fresh = fresh
+        grids = (placement.grids.get(entry.index) for entry in placement.traced.inputs)
+        self.inputs = {grid.row for grid in grids if grid is not None}
+        self.finite: list[Any] = []
         self.updated: dict[int, Any] = {}
         self.starts: dict[int, Any] = {}
         self.batches: dict[int, list[Any]] = {}
@@ -39,7 +44,8 @@ class Following:
         update = self.observer.update(self.before[row], self._batch(row, x), self.count)
         # Frozen ranges stay, and all where a batch is not finite, or zero throughout.
         nothing = self.batches[row][-1][0] == self.batches[row][-1][1]
-        stays = ops.logical_or(self.frozen | nothing, ops.logical_not(ops.all(ops.isfinite(update))))
+        self.finite.append(ops.all(ops.isfinite(update)))
+        stays = ops.logical_or(self.frozen | nothing, ops.logical_not(self.finite[-1]))
         update = ops.where(stays, self.before[row], ops.stop_gradient(self._shaped(row, update)))
         self.updated[row] = update
         return update[0], ops.where(update[0] == update[1], DEAD, update[1])
@@ -47,13 +53,15 @@ class Following:
     def _learned(self, row: int, x: Any) -> Limits:
         assert isinstance(self.observer, LearnedRange)
         assert self.learned is not None
+        if row in self.inputs:
+            self.finite.append(ops.all(ops.isfinite(x)))
         positive = row in self.placement.positive
         pair = self.learned[row]
-        if row not in self.starts:
+        if self.fresh:
             first = self._batch(row, x)
             first = ops.where(first[0] == first[1], ops.convert_to_tensor([0.0, DEAD]), first)
             self.starts[row] = self.observer.update(ops.stop_gradient(pair), first, self.count)
-        pair = ops.where(self.count > 0, pair, self.starts[row])
+            pair = ops.where(self.count > 0, pair, self.starts[row])
         bits = self.placement.bits or 8
         features = math.prod(size or 1 for size in x.shape[1:])
         limits = self._shaped(row, ops.stack(self.observer.limits(pair, positive, features, bits)))
@@ -81,9 +89,13 @@ class Following:
         count = len(self.placement.names)
         if count:
             self.ranges.limits.assign(ops.stack([self.updated.get(row, self.before[row]) for row in range(count)]))
-        if self.learned is not None:
-            rows = [
-                ops.where(self.count > 0, self.learned[row], self.starts.get(row, self.learned[row]))
-                for row in range(count)
-            ]
-            self.ranges.learned.assign(ops.stack(rows))
+        if self.starts and self.learned is not None:
+            rows = [self.starts.get(row, self.learned[row]) for row in range(count)]
+            self.ranges.learned.assign(ops.where(self.count > 0, self.learned, ops.stack(rows)))
+
+    def marked(self, outputs: list[Any]) -> list[Any]:
+        """Outputs as they are, NaN where a tensor was not finite: fake quantization makes a number of NaN."""
+        if not self.finite:
+            return outputs
+        whole = ops.all(ops.stack(self.finite))
+        return [ops.where(whole, y, float("nan")) if "float" in str(y.dtype) else y for y in outputs]

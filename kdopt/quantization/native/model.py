@@ -159,8 +159,9 @@ class NativeModel(QuantizationAware):
             None if self.freeze_batch_norm is None else steps >= self.freeze_batch_norm,
             [] if "mse" in self.auxiliary else None,
         )
-        following = Following(self._hidden.observer, placement, ranges)
-        outputs = Pass(placement, pairs, training=how, observe=following)(tensors)
+        fresh = ranges.learned is not None and not self.calibrated
+        following = Following(self._hidden.observer, placement, ranges, fresh)
+        outputs = following.marked(Pass(placement, pairs, training=how, observe=following)(tensors))
         for loss in (*following.penalties(), *self._extra_losses(how, tensors, outputs)):
             self.add_loss(loss)
         following.store()

@@ -102,7 +102,7 @@ class Quantized(keras.layers.Wrapper):
         if not training:
             (outputs,) = Pass(placement, ranges.pairs(), exact=False)([inputs])
             return outputs
-        following = Following(self.observer, placement, ranges)
+        following = Following(self.observer, placement, ranges, fresh=True)
         (outputs,) = Pass(placement, ranges.pairs(), training=Training(self.observer.quantize), observe=following)(
             [inputs]
         )

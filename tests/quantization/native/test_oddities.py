@@ -162,3 +162,14 @@ def test_probabilities_behind_a_dropout_are_probabilities():
     wanted = -np.mean(np.log(np.maximum(probabilities[np.arange(32), targets], 1 / 512)))
     errors = quantization_error(source, (X[i : i + 8] for i in range(0, 32, 8)), targets, verbose=0)
     assert errors.cross_entropy[0] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("observer", ["ema", "lsq_plus"])
+def test_a_batch_of_nan_shows_in_the_loss_as_without_rounding(observer):
+    inputs = keras.Input((8, 8, 2))
+    source = keras.Model(inputs, L.Dense(2)(L.Flatten()(L.Conv2D(3, 3, activation="relu")(inputs))))
+    model = quantize_aware(source, "native", calibration=X, observer=observer)
+    model.compile("sgd", "mse")
+    x = X.copy()
+    x[0, 0] = np.nan
+    assert np.isnan(model.train_on_batch(x, np.zeros((32, 2))))
