@@ -151,7 +151,7 @@ METHODS = {
     "tfmot": Run.tfmot,
     "kdopt-tfmot": Run.trained,
     "native-ema": lambda run: run.trained(engine="native"),
-    "native-lsq": lambda run: run.trained(engine="native", observer="lsq", layers={"*": "lsq"}),
+    "native-lsq": lambda run: run.trained(engine="native", observer="lsq", layers={L.Layer: "lsq"}),
     "native-lsq_plus": lambda run: run.trained(engine="native", observer="lsq_plus"),
     "int4-dense": lambda run: run.trained(engine="native", scheme="int4_dense"),
     "int4-dense-lsq": lambda run: run.trained(engine="native", layers={L.Dense: LearnedStep(4)}),

@@ -52,9 +52,9 @@ def quantize_aware(
             | `"int8_weights"` | 8 bits | float | `"int8_weights"` |
             | `"int4_weights"` | 4 bits in dense layers, 8 elsewhere | float | `"int8_weights"` |
 
-        layers: Engine `"native"`: exceptions, a dict from a layer's name, a pattern (`"block_1_*"`, `"*"`) or a layer
-            class to a number of bits in [2, 8], a name in `WEIGHT_GRIDS` (`"uniform"`, `"lsq"`, `"power_of_two"`,
-            `"ternary"`, `"binary"`), a `WeightGrid`, `"float"` (the layer stays float in the file), or a dict with
+        layers: Engine `"native"`: exceptions, a dict from a layer, its name, its class or a regular expression
+            (`re.compile`) to a number of bits in [2, 8], a name in `WEIGHT_GRIDS` (`"uniform"`, `"lsq"`,
+            `"power_of_two"`, `"ternary"`, `"binary"`), a `WeightGrid`, `"float"` (the layer stays float in the file), or a dict with
             `weights` (one of those), `per_channel` and `symmetric` (booleans). Later entries win. Layers in a nested
             model are called `outer.inner`. Defaults to `None`.
         calibration: Real inputs (a few hundred samples) that set the ranges before training: an array, a dict by

@@ -1,9 +1,9 @@
 """What is rounded to what: schemes for a model, and exceptions for its layers."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
@@ -58,7 +58,7 @@ SCHEMES = {
     "int8_weights": Scheme(None, 8, ("int8_weights",)),
     "int4_weights": Scheme(None, 4, ("int8_weights",)),
 }
-Layers = Mapping[str | type, Any]
+Layers = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,19 @@ _DENSE = (keras.layers.Dense, keras.layers.EinsumDense)
 
 
 def _matched(key: Any, operations: Mapping[str, Any]) -> list[str]:
+    """Names of the layers that a key means."""
     if isinstance(key, type):
         names = [name for name, layer in operations.items() if isinstance(layer, key)]
-    elif isinstance(key, str):
-        names = [name for name in operations if name == key] or [name for name in operations if fnmatchcase(name, key)]
+    elif isinstance(key, re.Pattern):
+        names = [name for name in operations if key.search(name)]
+    elif isinstance(key, str | keras.layers.Layer):
+        wanted = key if isinstance(key, str) else key.name
+        names = [name for name in operations if name == wanted]
     else:
-        raise TypeError(f"Keys of `layers` are layer names, patterns or layer classes; got {key!r}.")
+        raise TypeError(
+            f"Keys of `layers` are layers, their names, their classes, or regular expressions made by re.compile; got "
+            f"{key!r}."
+        )
     if not names:
         close = get_close_matches(str(key), operations, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -151,7 +158,7 @@ def _followers(key: Any, options: Mapping[str, Any], choices: Choices, place: st
         wanted["output with a range of its own in the file"] = choices.ranges
     for what, those in wanted.items():
         able = [name for name in names if name in those]
-        if not able or (key in choices.operations and len(able) < len(names)):
+        if not able or (isinstance(key, str) and len(able) < len(names)):
             raise ValueError(f"{place}: {', '.join(names)} has no {what}. Layers that have: {', '.join(those)}.")
         names = able
     return names
