@@ -5,7 +5,8 @@ QuantizedModel   that copy, engine "tfmot"; importing this registers it, so that
 NativeModel      that copy, engine "native"
 Quantized        wrapper: one layer that trains with rounding, in a model of one's own
 LayerReport      how one layer is quantized, and why
-post_training    int8 without training: clipped ranges, equalized channels, corrected biases
+post_training    int8 without training: clipped ranges, equalized channels, adapted rounding, corrected biases
+round_adaptively rounds each weight up or down so that the outputs of its layer stay
 equalize         brings channels of layers in a row to the same range
 RANGES           how ranges are chosen from data, by name
 OBSERVERS        how ranges follow training, by name
@@ -23,6 +24,7 @@ from kdopt.quantization.post_training import post_training
 from kdopt.quantization.quantize import ENGINES, quantize_aware
 from kdopt.quantization.ranges import RANGES, RangeMethod
 from kdopt.quantization.report import LayerReport
+from kdopt.quantization.rounding import LayerRounding, round_adaptively
 from kdopt.quantization.schemes import SCHEMES, LayerScheme
 from kdopt.quantization.tfmot.facade import QuantizedModel
 from kdopt.quantization.weight_grids import WEIGHT_GRIDS, WeightGrid
@@ -35,6 +37,7 @@ __all__ = [
     "WEIGHT_GRIDS",
     "Equalized",
     "LayerReport",
+    "LayerRounding",
     "LayerScheme",
     "NativeModel",
     "Observer",
@@ -48,4 +51,5 @@ __all__ = [
     "post_training",
     "quantization_error",
     "quantize_aware",
+    "round_adaptively",
 ]

@@ -56,7 +56,12 @@ class NativeModel(QuantizationAware):
         freeze_batch_norm: Integer >= 0, training steps after which BatchNormalization is frozen; `None`: never.
         losses: Name in `LOSSES` -> weight. Defaults to `None`.
         name: String.
+
+    Attributes:
+        rounding: One `LayerRounding` for each layer with a kernel, after `post_training(rounding="adaptive")`.
     """
+
+    rounding: tuple[Any, ...] = ()
 
     def __init__(
         self,
