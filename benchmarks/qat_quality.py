@@ -29,16 +29,16 @@ import tflite_export
 from kdopt.quantization import post_training, quantize_aware
 from kdopt.quantization.weight_grids import LearnedStep
 
-FLOAT_EPOCHS = {"lenet-5": 4, "mobilenet": 6, "resnet8": 0, "ds-cnn": 20}
+FLOAT_EPOCHS = {"lenet-5": 4, "mobilenet": 10, "resnet8": 0, "ds-cnn": 20}
 EPOCHS = {"lenet-5": 2, "mobilenet": 2, "resnet8": 4, "ds-cnn": 4}
 
 
-def fashion(size):
+def fashion(size, count=20_000):
     (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
     edge = (size - 28) // 2
     pad = ((0, 0), (edge, edge), (edge, edge), (0, 0))
-    x, x_test = (np.pad(images[..., None].astype("float32") / 255, pad) for images in (x[:20_000], x_test))
-    return (x, y[:20_000].astype("int32")), (x_test, y_test.astype("int32"))
+    x, x_test = (np.pad(images[..., None].astype("float32") / 255, pad) for images in (x[:count], x_test))
+    return (x, y[:count].astype("int32")), (x_test, y_test.astype("int32"))
 
 
 def cifar(folder):
@@ -71,7 +71,7 @@ def lenet_5(folder):
 
 def mobilenet(folder):
     net = keras.applications.MobileNet((32, 32, 1), alpha=0.25, weights=None, classes=10, classifier_activation=None)
-    return net, *fashion(32)
+    return net, *fashion(32, 10_000)
 
 
 def resnet8(folder):

@@ -70,7 +70,9 @@ def patch(content: bytes, kernels: Iterable[Mapping[str, Any]], integer: bool) -
         kernel = taken.get(number) or _match(file, number, axis, wanted)
         if kernel is None:
             continue
-        missing.pop(id(kernel), None)
+        for same in wanted:  # a layer that is called again
+            if same.values.shape == kernel.values.shape and np.array_equal(same.values, kernel.values):
+                missing.pop(id(same), None)
         first, taken[number] = number not in taken, kernel
         if not integer:
             if first:
@@ -143,10 +145,21 @@ def _arranged(file: FileObjects, number: int, axis: int, matrix: np.ndarray) -> 
 
 
 def _store(file: FileObjects, number: int, axis: int, kernel: Kernel, kind: str) -> None:
-    packed = kernel.bits <= 4 and kind == "FULLY_CONNECTED"  # convolutions of 4 bits are slow
-    assert kernel.steps is not None
     integers = _arranged(file, number, axis, kernel.integers)
-    file.set_integers(number, integers, kernel.steps, axis, 4 if packed else 8)
+    file.set_integers(number, integers, _steps(file.steps(number), kernel), axis, _stored_bits(kernel, kind))
+
+
+def _stored_bits(kernel: Kernel, kind: str) -> int:
+    """4 for dense kernels that fit; convolutions of 4 bits are slow."""
+    return 4 if kernel.bits <= 4 and kind == "FULLY_CONNECTED" and np.abs(kernel.integers).max() <= 7 else 8
+
+
+def _steps(before: np.ndarray | None, kernel: Kernel) -> np.ndarray:
+    """The steps of a kernel; where all integers of a channel are zero, that of the file, which its bias fits."""
+    assert kernel.steps is not None
+    if before is None:
+        return kernel.steps
+    return np.where(kernel.integers.any(axis=1), kernel.steps, before)
 
 
 def _store_bias(file: FileObjects, operator: Any, kernel: Kernel) -> None:
@@ -155,16 +168,19 @@ def _store_bias(file: FileObjects, operator: Any, kernel: Kernel) -> None:
     number = int(operator.inputs[place]) if len(operator.inputs) > place else -1
     if number < 0:
         return
-    assert kernel.steps is not None
-    old = file.values(number)
+    old, steps = file.values(number), file.steps(int(operator.inputs[1]))
     data = 2 if file.kind(operator) == "TRANSPOSE_CONV" else 0
     step = file.steps(int(operator.inputs[data]))
-    if old is None or step is None:
+    if old is None or step is None or steps is None:
         return
-    scale = kernel.steps.astype(np.float32) * np.float32(step[0])
-    bias = old if kernel.bias is None else kernel.bias
-    most = np.iinfo(np.int32).max
-    file.set_bias(operator, place, np.clip(np.rint(bias / scale.astype(np.float64)), -most, most), scale)
+    scale = steps * np.float32(step[0])
+    integers = np.rint((old if kernel.bias is None else kernel.bias) / scale.astype(np.float64))
+    if np.abs(integers).max(initial=0) > np.iinfo(np.int32).max:
+        raise ConversionError(
+            f"The bias of layer {kernel.layer!r} does not fit 32 bits at the step of its kernel, which is as small as "
+            f"{steps.min():.2g}. Way out: leave this layer on plain 8 bits."
+        )
+    file.set_bias(operator, place, integers, scale)
 
 
 def _leave_float(file: FileObjects, operator: Any, axis: int, kernel: Kernel) -> str:
@@ -185,6 +201,5 @@ def _store_beside(file: FileObjects, number: int, axis: int, kernel: Kernel, kin
     """Integers, and a DEQUANTIZE that gives what was a float constant."""
     if kernel.steps is None:
         return
-    packed = kernel.bits <= 4 and kind == "FULLY_CONNECTED"
     integers = _arranged(file, number, axis, kernel.integers)
-    file.dequantized_constant(number, integers, kernel.steps, axis, 4 if packed else 8)
+    file.dequantized_constant(number, integers, kernel.steps, axis, _stored_bits(kernel, kind))

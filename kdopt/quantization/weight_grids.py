@@ -138,7 +138,8 @@ class PowerOfTwo(WeightGrid):
     BatchNormalization that is folded multiplies the step.
 
     Args:
-        bits: Integer in [3, 4]: 2 or 4 magnitudes. (The 8 of 5 bits reach +128, which int8 has not.) Defaults to `4`.
+        bits: Integer in [3, 4]: 2 or 4 magnitudes; those of 4 bits reach 8, which files store in 8 bits. (The 8 of 5
+            bits reach +128, which int8 has not.) Defaults to `4`.
 
     Reference: Zhou et al., "Incremental Network Quantization", ICLR 2017, equations 1 - 4, straight through instead of
         group by group.

@@ -60,6 +60,7 @@ class Pass:
 
     Attributes:
         kernels: Of mode "export": what a file cannot derive from the constants by itself, see `Scope`.
+        fixed: Names of the layers with a tensor inside whose scale TFLite prescribes.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Pass:
         self.placement, self.limits, self.mode = placement, limits, mode
         self.how, self.training, self.noted = training or Training(), training is not None, noted
         self.kernels: list[dict[str, Any]] = []
+        self.fixed: set[str] = set()
         self._exact = exact and after is None
         self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen

@@ -37,7 +37,10 @@ def record(layer: str, bits: int, values: Any, steps: Any, axes: tuple[int, ...]
 
 
 def kernels_of(placement: Placement) -> list[tuple[str, Any, tuple[int, ...]]]:
-    """(name of the layer, Variable, axes of its channels) of all kernels, in the order of the steps."""
+    """(name of the layer, Variable, axes of its channels) of all kernels, in the order of the steps.
+
+    Raises: ValueError for what the converter cannot give 16 bits.
+    """
     import tensorflow as tf
 
     from kdopt.quantization.native.execution import Pass
@@ -45,11 +48,33 @@ def kernels_of(placement: Placement) -> list[tuple[str, Any, tuple[int, ...]]]:
     noted: list[tuple[str, Any, tuple[int, ...]]] = []
 
     def run(*arrays: Any) -> Any:
-        return Pass(placement, [(0.0, 0.0)] * len(placement.names), "float", noted=noted)(list(arrays))
+        traced = Pass(placement, [(0.0, 0.0)] * len(placement.names), "float", noted=noted)
+        outputs = traced(list(arrays))
+        if placement.bits == 16:
+            _refuse_fixed(placement, traced.fixed)
+        return outputs
 
     specs = [tf.TensorSpec((None, *entry.shape[1:]), entry.dtype) for entry in placement.traced.inputs]
     tf.function(run, autograph=False).get_concrete_function(*specs)
     return noted
+
+
+def _refuse_fixed(placement: Placement, inside: set[str]) -> None:
+    """The converter gives sigmoid, tanh and softmax of fake quantization 8 bits whatever is around them.
+
+    Args:
+        placement: Of 16 bits.
+        inside: Names of the layers that have one inside.
+
+    Raises: ValueError.
+    """
+    outside = {step.layer for step in placement.steps if step.rule.output == "fixed"}
+    if names := sorted(inside | outside):
+        raise ValueError(
+            f"scheme='int16x8': {', '.join(map(repr, names))} has a sigmoid, tanh or softmax, which TensorFlow's "
+            "converter gives 8 bits in a model that trains with rounding. Way out: end in logits, use another "
+            "scheme, or convert the float model: `tflite_export.convert(model, 'int16x8', x[:256])`."
+        )
 
 
 class LearnedSteps(keras.layers.Layer):
@@ -71,6 +96,10 @@ class LearnedSteps(keras.layers.Layer):
             weight = self.add_weight(limit.shape, initializer=keras.initializers.Constant(0.0), name=name)
             weight.assign(limit)
             placement.learned[id(variable)] = weight
+
+    def get_prunable_weights(self) -> list[Any]:
+        """Steps are no kernels."""
+        return []
 
 
 def learned_steps(placement: Placement) -> LearnedSteps | None:

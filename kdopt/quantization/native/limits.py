@@ -36,6 +36,10 @@ class Ranges(keras.layers.Layer):
         )
         self.built = True
 
+    def get_prunable_weights(self) -> list[Any]:
+        """Ranges are no kernels."""
+        return []
+
     def set(self, limits: np.ndarray) -> None:
         """Sets all ranges."""
         self.limits.assign(limits)

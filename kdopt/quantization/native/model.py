@@ -93,6 +93,8 @@ class NativeModel(QuantizationAware):
         self.ranges = Ranges(
             len(placement.names), self._hidden.observer.learned and bool(placement.names), name="ranges"
         )
+        if placement.bits == 16:
+            kernels_of(placement)  # refuses what has no kernel of 16 bits
         self.steps = learned_steps(placement) if self._hidden.schemes.layers else None
         self.built = True
         if calibration is not None:

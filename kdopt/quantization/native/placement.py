@@ -74,10 +74,6 @@ class Placement:
         return self.schemes.scheme.bits
 
 
-# What TFLite prescribes for softmax, sigmoid and tanh in int16.
-FIXED_16 = (-1.0, 32767 / 32768)
-
-
 def place(traced: Trace, schemes: Schemes) -> Placement:
     """Decides the placement for a traced model."""
     return _Placer(traced, schemes).place()
@@ -160,7 +156,7 @@ class _Placer:
                         rows[root] = self.new(f"{step.name if root == number else self.producer[root].name}.output")
                     self.grids[number] = Grid(rows[root], own=root == number, rounds=root == number)
                 elif step.rule.output == "fixed":
-                    self.grids[number] = Grid(None, step.rule.limits if self.bits == 8 else FIXED_16)
+                    self.grids[number] = Grid(None, step.rule.limits)
                 elif keeps_scale(step) and step.inputs[0] in self.grids:
                     before = self.grids[step.inputs[0]]
                     self.grids[number] = replace(before, own=False, rounds=step.rule.rounds)

@@ -10,7 +10,6 @@ from keras import ops
 
 from kdopt.quantization.native.folding import along, factor_and_offset, is_trained, normalized, statistics
 from kdopt.quantization.native.kernels import record
-from kdopt.quantization.native.placement import FIXED_16
 from kdopt.quantization.native.steps import Step
 from kdopt.quantization.quantizers import SMALLEST, fake_quantize, round_to_step, weight_step
 
@@ -34,9 +33,9 @@ class Scope:
     def fixed(self, x: Any, low: float, high: float) -> Any:
         """`x` rounded to a scale that TFLite prescribes."""
         bits = self._run.placement.bits
+        self._run.fixed.add(self._step.layer)
         if self._run.mode != "rounded" or bits is None:
             return x
-        low, high = (low, high) if bits == 8 else FIXED_16
         return self._run.begun(fake_quantize(x, low, high, bits), x)
 
     def weight(self, variable: Any, axes: tuple[int, ...] = ()) -> Any:

@@ -313,6 +313,31 @@ def test_auxiliary_losses_are_their_formulas():
     assert 0.2 * 2 * sum(s**2 / 12 for s in steps) < by_mse < 1.3 * 2 * sum(s**2 / 12 for s in steps)
 
 
+def test_what_has_no_16_bits_in_a_trained_file_is_refused():
+    inputs = keras.Input((4,))
+    for build in (
+        lambda x: L.Dense(2, activation="softmax", name="odd")(x),
+        lambda x: L.LSTM(2, name="odd")(L.Reshape((2, 2))(x)),
+    ):
+        with pytest.raises(ValueError, match="'odd.* has a sigmoid, tanh or softmax.*end in logits"):
+            quantize_aware(keras.Model(inputs, build(inputs)), "native", scheme="int16x8")
+
+
+def test_shared_layers_and_powers_of_two_in_dense_ones():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    shared = L.Dense(6, activation="relu", name="shared", bias_initializer="random_normal")
+    model = keras.Model(inputs, L.Dense(3, name="head")(shared(shared(inputs))))
+    model.get_layer("head").kernel.assign(np.asarray(model.get_layer("head").kernel) * [1, 0, 1])
+    model.get_layer("head").bias.assign([0.1, 0.2, 0.3])
+    x = RANDOM.normal(0, 1, (32, 6)).astype("float32")
+    made = quantize_aware(model, "native", calibration=x, layers={"shared": "lsq", "head": "power_of_two"})
+    file = tflite_export.convert(made, "int8")
+    ((got, step),) = outputs_of(file.content, x)
+    assert np.abs(got - made.predict(x, verbose=0)).max() / step < 0.01
+    assert np.abs(got[:, 1] - 0.2).max() < step  # a channel without weights has its bias
+
+
 @pytest.mark.parametrize("losses", [{"mae": 1.0}, {"mse": -1.0}, ["mse"]])
 def test_unknown_losses(losses):
     with pytest.raises((TypeError, ValueError), match="losses"):
