@@ -23,6 +23,26 @@ class QuantizationAware(keras.Model):
 
     # One array an input. Set in `__dict__`, where Keras does not look for what to track.
     _kept: list[np.ndarray] | None = None
+    _keeps = True
+
+    @property
+    def keep_calibration(self) -> bool:
+        """Whether up to 128 calibration samples stay in the model and its `.keras` file.
+
+        An int8 export takes ranges from them that training does not give. Set to `False`, it drops them, and keeps none
+        of later data. `strip()` never holds any.
+        """
+        return self._keeps
+
+    @keep_calibration.setter
+    def keep_calibration(self, value: bool) -> None:
+        self.__dict__["_keeps"] = bool(value)
+        if not value:
+            self.__dict__["_kept"] = None
+
+    def _keep(self, batches: list[list[np.ndarray]]) -> None:
+        if self.keep_calibration:
+            self.__dict__["_kept"] = sample(batches)
 
     @property
     def _inputs(self) -> tuple[TracedInput, ...]:
@@ -82,7 +102,7 @@ class QuantizationAware(keras.Model):
         """
         batches = calibration_batches(data, self._inputs)
         self._set_ranges(batches)
-        self.__dict__["_kept"] = sample(batches)
+        self._keep(batches)
 
     def call(self, inputs: Any, training: Any = None) -> Any:
         if not training:
@@ -111,6 +131,9 @@ class QuantizationAware(keras.Model):
 
     def get_build_config(self) -> dict[str, Any] | None:
         return None
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "keep_calibration": self.keep_calibration}
 
     def save_assets(self, dir_path: str) -> None:
         kept = self._kept

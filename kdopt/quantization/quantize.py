@@ -8,8 +8,9 @@ from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.native.model import NativeModel
 from kdopt.quantization.native.wrapper import Quantized
 from kdopt.quantization.observers import Observer
-from kdopt.quantization.schemes import Layers
+from kdopt.quantization.schemes import SCHEMES, Layers
 from kdopt.quantization.tfmot.facade import QuantizedModel
+from kdopt.quantization.tfmot.schemes import SCHEMES as TFMOT_SCHEMES
 
 ENGINES = ("tfmot", "native")
 
@@ -26,6 +27,7 @@ def quantize_aware(
     folding: bool = False,
     freeze_batch_norm: int | None = None,
     losses: Mapping[str, float] | None = None,
+    keep_calibration: bool = True,
 ) -> Any:
     """Returns a copy of `model` that trains with the rounding of its int8 `.tflite`.
 
@@ -42,15 +44,22 @@ def quantize_aware(
         engine: `"tfmot"`: TensorFlow Model Optimization's 8-bit scheme. `"native"`: TFLite's int8 scheme in Keras 3
             itself, kernels with a step for each channel; outputs are what the file computes, to the integer for most
             nets; subclassed models that can be traced work, too. Defaults to `"tfmot"`.
-        scheme: What is rounded. Defaults to `"int8"`. Engine `"native"` has more:
+        scheme: What is rounded. Defaults to `"int8"`.
 
-            | scheme | weights | activations | export as |
-            |---|---|---|---|
-            | `"int8"` | 8 bits | 8 bits | `"int8"`, `"int8_float_io"` |
-            | `"int4_dense"` | 4 bits in dense layers, 8 elsewhere | 8 bits | the same |
-            | `"int16x8"` | 8 bits | 16 bits, zero point 0 | `"int16x8"` |
-            | `"int8_weights"` | 8 bits | float | `"int8_weights"` |
-            | `"int4_weights"` | 4 bits in dense layers, 8 elsewhere | float | `"int8_weights"` |
+            | scheme | engine | weights | activations | export as |
+            |---|---|---|---|---|
+            | `"int8"` | both | 8 bits | 8 bits | `"int8"`, `"int8_float_io"` |
+            | `"int4_dense"` | native | 4 bits in dense layers, 8 elsewhere | 8 bits | the same |
+            | `"int16x8"` | native | 8 bits | 16 bits, zero point 0 | `"int16x8"` |
+            | `"int8_weights"` | native | 8 bits | float | `"int8_weights"` |
+            | `"int4_weights"` | native | 4 bits in dense layers, 8 elsewhere | float | `"int8_weights"` |
+            | `"prune_preserve"` | tfmot | 8 bits; what is zero before training stays zero (PQAT) | 8 bits | the same |
+            | `"cluster_preserve"` | tfmot | one step a kernel, no more values than before (CQAT) | 8 bits | the same |
+            | `"prune_cluster_preserve"` | tfmot | both (PCQAT) | 8 bits | the same |
+            | `"no_weights"` | tfmot | float in training: the converter gives them scales | 8 bits | the same |
+            | `"w4a8"`, `"w2a8"` | tfmot | 4 or 2 bits (tfmot's n-bit scheme), stored as int4 | 8 bits | the same |
+
+            (With engine `"native"` zeros and clusters are kept by `keep_zeros` and by training with masks.)
 
         layers: Engine `"native"`: exceptions, a dict from a layer, its name, its class or a regular expression
             (`re.compile`) to a number of bits in [2, 8], a name in `WEIGHT_GRIDS` (`"uniform"`, `"lsq"`,
@@ -72,6 +81,8 @@ def quantize_aware(
             moving statistics, as the file does. Defaults to `None`: never.
         losses: Engine `"native"`: auxiliary losses, name -> weight: `"mse"`, the squared error of each rounded tensor,
             `"cross_entropy"`, of the outputs against those without rounding. Defaults to `None`.
+        keep_calibration: Whether up to 128 samples of `calibration` (or of the first data `fit` gets) stay in the model
+            and its file, for tensors that get their range at export only. Defaults to `True`.
 
     Returns: A `keras.Model` with `report`, `strip()`, `calibrate(data)`; `compile`, `fit`, `save` are Keras's own.
     Raises: TypeError for a subclassed model (`"native"`: one that cannot be traced) or one that is quantized already;
@@ -103,8 +114,16 @@ def quantize_aware(
             f"{model.name!r} has layers that are quantized one by one: {', '.join(wrapped)}. Train it as it is, or "
             "build it without `Quantized`, with the weights of `layer.to_plain()`."
         )
+    if not isinstance(scheme, str):
+        raise TypeError(f"`scheme` must be a name; got {type(scheme).__name__}. Data go to `calibration=`.")
+    known = {"native": tuple(SCHEMES), "tfmot": tuple(TFMOT_SCHEMES)}
+    for other, names in known.items():
+        if other != engine and scheme in names and scheme not in known[engine]:
+            raise ValueError(
+                f"scheme={scheme!r} is for engine={other!r}; engine={engine!r} has {', '.join(known[engine])}."
+            )
     if engine == "native":
-        return NativeModel(
+        native = NativeModel(
             model,
             calibration,
             observer="ema" if observer is None else observer,
@@ -115,6 +134,8 @@ def quantize_aware(
             freeze_batch_norm=freeze_batch_norm,
             losses=losses,
         )
+        native.keep_calibration = keep_calibration
+        return native
     given = {
         "layers": layers is not None,
         "observer": observer is not None,
@@ -125,4 +146,7 @@ def quantize_aware(
     }
     if strange := [name for name, there in given.items() if there]:
         raise ValueError(f"{', '.join(f'`{name}`' for name in strange)}: for engine='native' only; got {engine!r}.")
-    return QuantizedModel(model, calibration)
+    quantized = QuantizedModel(model, calibration, scheme=scheme)
+    quantized.require_kept()
+    quantized.keep_calibration = keep_calibration
+    return quantized

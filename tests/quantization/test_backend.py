@@ -4,22 +4,28 @@ import os
 import subprocess
 import sys
 
+import keras
 import pytest
 
+from kdopt.quantization import quantize_aware
 from kdopt.quantization.tfmot import backend
 
 
 def test_missing_or_wrong_tf_keras_is_explained(monkeypatch):
-    installed = {"tensorflow": "2.21.0", "tf_keras": None, "tensorflow-model-optimization": "0.8.1"}
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    installed = {"tf_keras": None, "tensorflow-model-optimization": "0.8.1"}
     monkeypatch.setattr(backend, "_installed", installed.get)
-    with pytest.raises(ImportError, match=r"pip install 'tf_keras==2.21.\*'"):
-        backend._check_versions()
+    monkeypatch.setattr(backend, "load", backend.load.__wrapped__)  # which remembers nothing
+    monkeypatch.setattr("tensorflow.__version__", "2.21.0")
+    with pytest.raises(ImportError, match=r"needs tf_keras: pip install 'tf_keras==2.21.\*'"):
+        backend.load()
     installed["tf_keras"] = "2.20.1"
     with pytest.raises(ImportError, match=r"tf_keras 2.20.1 does not fit TensorFlow 2.21.0: pip install"):
-        backend._check_versions()
+        backend.load()
     installed |= {"tf_keras": "2.21.0", "tensorflow-model-optimization": None}
+    monkeypatch.setattr("kdopt.quantization.tfmot.translate.load", backend.load)
     with pytest.raises(ImportError, match="pip install tensorflow-model-optimization"):
-        backend._check_versions()
+        quantize_aware(model)
 
 
 _TFMOT_FIRST = """

@@ -1,10 +1,13 @@
 """Ranges: measured, then learned."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
+import tflite_export
 from kdopt.quantization import quantize_aware
 from kdopt.quantization.data import calibration_batches, sample
 
@@ -115,6 +118,44 @@ def test_a_generator_warms_the_ranges_up_in_training(data):
     np.testing.assert_allclose(ranges(qat)["dense/output_max"], wanted, rtol=0.02)
     assert float(qat.range_updates.numpy()) == 2.0
     assert qat.__tflite_source__()["calibration"] is None
+
+
+def unranged():
+    """LayerNormalization has tensors inside that get their range at export."""
+    inputs = keras.Input((6,), name="features")
+    return keras.Model(inputs, layers.Dense(3, name="dense")(layers.LayerNormalization(name="norm")(inputs)))
+
+
+@pytest.mark.parametrize("engine", ["tfmot", "native"])
+@pytest.mark.parametrize("when", ["at once", "in fit"])
+def test_no_sample_is_kept_on_request(engine, when, tmp_path):
+    x = np.random.default_rng(5).normal(size=(32, 6)).astype("float32")
+    calibration = x if when == "at once" else None
+    for keep in (True, False):
+        qat = quantize_aware(unranged(), engine, calibration=calibration, keep_calibration=keep)
+        if when == "in fit":
+            qat.compile("sgd", "mse", run_eagerly=True)
+            qat.fit(x, np.zeros((32, 3)), verbose=0)
+        qat.save(tmp_path / "model.keras")
+        with zipfile.ZipFile(tmp_path / "model.keras") as file:
+            assert any("calibration" in name for name in file.namelist()) == keep
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        loaded.calibrate(x)
+        assert loaded.keep_calibration == keep
+        assert (loaded.__tflite_source__()["calibration"] is not None) == keep
+        loaded.strip().save(tmp_path / "stripped.keras")
+        with zipfile.ZipFile(tmp_path / "stripped.keras") as file:
+            assert sorted(file.namelist()) == ["config.json", "metadata.json", "model.weights.h5"]
+
+
+def test_without_a_sample_export_names_what_lacks_a_range():
+    x = np.random.default_rng(5).normal(size=(32, 6)).astype("float32")
+    qat = quantize_aware(unranged(), calibration=x)
+    assert tflite_export.convert(qat, "int8").calibrated
+    qat.keep_calibration = False
+    with pytest.raises(tflite_export.ConversionError, match=r"has no range for: .*norm.*Pass `representative_data`"):
+        tflite_export.convert(qat, "int8")
+    assert tflite_export.convert(qat, "int8", x).calibrated
 
 
 class Input:

@@ -262,7 +262,7 @@ class NativeModel(QuantizationAware):
         observer = keras.saving.serialize_keras_object(self._hidden.observer)
         layers = {name: scheme.get_config() for name, scheme in self._hidden.schemes.layers.items()}
         return {
-            "name": self.name,
+            **super().get_config(),
             "source": source,
             "observer": observer,
             "delay": self.delay,
@@ -276,7 +276,10 @@ class NativeModel(QuantizationAware):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "NativeModel":
         source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
-        return cls(source, **{key: value for key, value in config.items() if key != "source"})
+        options = {key: value for key, value in config.items() if key not in ("source", "keep_calibration")}
+        model = cls(source, **options)
+        model.keep_calibration = config.get("keep_calibration", True)
+        return model
 
 
 def _choices(traced: Trace) -> Choices:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot.bridge import Blueprint
+from kdopt.quantization.tfmot.schemes import Scheme
 from kdopt.quantization.tfmot.steps import Step
 
 _KEEPS_SCALE = {
@@ -32,6 +33,7 @@ _KNOWN_TO_TFMOT = {
     *("ReLU", "LeakyReLU", "Activation", "Softmax", "Concatenate", "Add", "UpSampling2D"),
     *("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"),
 }
+_FUSED = "its output is read only after what is fused with it"
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "TimeDistributed", "ConvLSTM")
 
 
@@ -50,14 +52,15 @@ class Placement:
     report: tuple[LayerReport, ...]
 
 
-def place(blueprint: Blueprint) -> Placement:
+def place(blueprint: Blueprint, scheme: Scheme) -> Placement:
     """Decides the placement for a blueprint."""
-    return _Placer(blueprint).place()
+    return _Placer(blueprint, scheme).place()
 
 
 class _Placer:
-    def __init__(self, blueprint: Blueprint) -> None:
+    def __init__(self, blueprint: Blueprint, scheme: Scheme) -> None:
         self.blueprint = blueprint
+        self.rounds_kernels = scheme.weight_bits is not None
         self.outputs = set(blueprint.trace.outputs)
         self.producer = {index: step for step in blueprint.steps for index in step.outputs}
         self.consumers: dict[int, list[Step]] = defaultdict(list)
@@ -74,7 +77,7 @@ class _Placer:
         floats = [entry.index for entry in self.blueprint.trace.inputs if self.is_float(entry.index)]
         tensors = {index for index in floats if self.consumers[index]}
         tensors |= {i for step in self.blueprint.steps for i in step.outputs if self.needs_range(step, i)}
-        kernels = frozenset(step.name for step in self.blueprint.steps if step.kernel)
+        kernels = frozenset(step.name for step in self.blueprint.steps if step.kernel and self.rounds_kernels)
         return Placement(frozenset(tensors), kernels, self.records(tensors))
 
     def is_float(self, index: int) -> bool:
@@ -146,14 +149,16 @@ class _Placer:
 
     def why_quantized(self, steps: list[Step], ranged: bool) -> str:
         if any(step.kernel for step in steps):
-            return "kernel and output" if ranged else "kernel; its output is read only after what is fused with it"
+            kernel = "kernel" if self.rounds_kernels else "its kernel gets scales at export"
+            after = "output" if self.rounds_kernels else "its output has a range"
+            return f"{kernel} and {after}" if ranged else f"{kernel}; {_FUSED}"
         if steps[0].kind == "BatchNormalization":
             return "folded into the kernel before it"
         if all(keeps_scale(step) for step in steps):
             return "keeps the scale of its input"
         if all(fixes_scale(step) for step in steps):
             return "TFLite fixes the scale of its output"
-        return "output" if ranged else "its output is read only after what is fused with it"
+        return "output" if ranged else _FUSED
 
 
 def keeps_scale(step: Step) -> bool:

@@ -59,14 +59,17 @@ def legacy_switch_restored() -> Iterator[None]:
 
 
 def _check_versions() -> None:
-    tensorflow = _installed("tensorflow") or _installed("tensorflow-cpu") or _installed("tensorflow-intel")
-    wanted = ".".join(tensorflow.split(".")[:2]) if tensorflow else None
+    import tensorflow
+
+    # The module's own word: the package may be called tensorflow-cpu, tensorflow-macos, tf-nightly, ...
+    running = tensorflow.__version__
+    wanted = ".".join(running.split(".")[:2])
     tf_keras = _installed("tf_keras")
-    line = f"pip install 'tf_keras=={wanted}.*'" if wanted else "pip install tf_keras"
+    line = f"pip install 'tf_keras=={wanted}.*'"
     if tf_keras is None:
         raise ImportError(f"quantize_aware(engine='tfmot') needs tf_keras: {line}")
-    if wanted and tf_keras.split(".")[:2] != wanted.split("."):
-        raise ImportError(f"tf_keras {tf_keras} does not fit TensorFlow {tensorflow}: {line}")
+    if tf_keras.split(".")[:2] != wanted.split("."):
+        raise ImportError(f"tf_keras {tf_keras} does not fit TensorFlow {running}: {line}")
     if _installed("tensorflow-model-optimization") is None:
         raise ImportError("quantize_aware(engine='tfmot') needs tfmot: pip install tensorflow-model-optimization")
 

@@ -13,12 +13,14 @@ from kdopt.core.kernels import find_kernels
 from kdopt.core.notices import warn_user
 from kdopt.graph.inline import TracedInput, trace
 from kdopt.quantization.base import QuantizationAware
-from kdopt.quantization.data import calibration_batches, sample
+from kdopt.quantization.data import calibration_batches
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot.annotate import is_rolled
 from kdopt.quantization.tfmot.checks import functional_of
 from kdopt.quantization.tfmot.holder import QuantizedLayer
 from kdopt.quantization.tfmot.net import QuantizedNet
+from kdopt.quantization.tfmot.preserve import check_something_kept
+from kdopt.quantization.tfmot.schemes import scheme_of
 from kdopt.quantization.tfmot.steps import variable_keys
 
 
@@ -43,16 +45,20 @@ class QuantizedModel(QuantizationAware):
         source: Keras 3 Sequential or Functional model; left as it is.
         calibration: Data as in `quantize_aware`. Defaults to `None`: the first training batches.
         name: String.
+        scheme: Name in `SCHEMES`, as in `quantize_aware`. Defaults to `"int8"`.
 
     Raises: as `quantize_aware`.
     """
 
-    def __init__(self, source: Any, calibration: Any = None, name: str | None = None) -> None:
+    def __init__(self, source: Any, calibration: Any = None, name: str | None = None, *, scheme: str = "int8") -> None:
         super().__init__(name=name or f"{source.name}_quantized")
+        self.scheme = scheme
+        rules = scheme_of(scheme)
         data = None if calibration is None else calibration_batches(calibration, trace(source).inputs)
         # float32, not an integer: XLA keeps small integers of a training step on the host.
         self.range_updates = self.add_weight(shape=(), initializer="zeros", trainable=False, name="range_updates")
-        net = QuantizedNet(source, self.range_updates.value, [column[:2] for column in data[0]] if data else None)
+        probe = [column[:2] for column in data[0]] if data else None
+        net = QuantizedNet(source, self.range_updates.value, rules, probe)
         rolled = dict.fromkeys(step.source for step in net.blueprint.steps if is_rolled(step))
         if rolled:
             warn_user(
@@ -65,7 +71,7 @@ class QuantizedModel(QuantizationAware):
         self._hidden.prunable = self._find_prunable(source)
         if data:
             net.calibrate(data)
-            self.__dict__["_kept"] = sample(data)
+            self._keep(data)
         self.built = True
 
     @staticmethod
@@ -116,6 +122,15 @@ class QuantizedModel(QuantizationAware):
     def _set_ranges(self, batches: list[list[np.ndarray]]) -> None:
         self._hidden.net.calibrate(batches)
 
+    def require_kept(self) -> None:
+        """Refuses a scheme that keeps zeros or clusters in a net that has none.
+
+        Raises: ValueError.
+        """
+        net = self._hidden.net
+        groups = [kernel.groups.numpy() for kernel in net.kernels if kernel.groups is not None]
+        check_something_kept(groups, net.scheme, self.scheme)
+
     def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
         del training
         return self._hidden.source.compute_output_spec(inputs)
@@ -138,9 +153,11 @@ class QuantizedModel(QuantizationAware):
         classes = {name: cls for name, cls in classes.items() if not cls.__module__.startswith("keras.")}
         config = keras.saving.serialize_keras_object(hidden.source)
         model = keras.saving.deserialize_keras_object(config, custom_objects=classes, safe_mode=False)
-        own = self._by_key()
-        for call in trace(model).calls:
-            for key, variable in variable_keys(call.name, call.operation):
+        own = {**self._by_key(), **hidden.net.kept_kernels()}
+        # In order, not by name: a layer whose config lacks its name comes back with another one.
+        for call, new in zip(hidden.net.blueprint.trace.calls, trace(model).calls, strict=True):
+            keys = variable_keys(call.name, call.operation)
+            for (key, _), variable in zip(keys, new.operation.variables if keys else (), strict=True):
                 if key in own:
                     variable.assign(own[key])
         return model
@@ -169,25 +186,33 @@ class QuantizedModel(QuantizationAware):
         return self._hidden.net.model, lambda *tensors: self._run(list(tensors), training=False), []
 
     def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "source": keras.saving.serialize_keras_object(self._hidden.source)}
+        source = keras.saving.serialize_keras_object(self._hidden.source)
+        return {**super().get_config(), "source": source, "scheme": self.scheme}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "QuantizedModel":
         source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
-        return cls(source, name=config["name"])
+        model = cls(source, name=config["name"], scheme=config.get("scheme", "int8"))
+        model.keep_calibration = config.get("keep_calibration", True)
+        return model
 
     def save_own_variables(self, store: Any) -> None:
-        for key, variable in self._by_key().items():
-            store[_stored(key)] = keras.ops.convert_to_numpy(variable)
+        for place, (_, variable) in self._by_place().items():
+            store[place] = keras.ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store: Any) -> None:
-        own = self._by_key()
-        missing = sorted(key for key in own if _stored(key) not in store.keys())  # noqa: SIM118  a store, not a dict
+        own = self._by_place()
+        missing = sorted(key for place, (key, _) in own.items() if place not in store.keys())  # noqa: SIM118  a store
         if missing:
             raise ValueError(f"The file lacks {len(missing)} variables of {self.name!r}, e.g. {missing[:3]}.")
-        for key, variable in own.items():
-            variable.assign(store[_stored(key)])
+        for place, (_, variable) in own.items():
+            variable.assign(store[place])
 
-
-def _stored(key: str) -> str:
-    return key.replace("/", ":")
+    def _by_place(self) -> dict[str, tuple[str, keras.Variable]]:
+        """Place in a file -> key and variable. By number, as Keras: a model built again has `dense_1` for `dense`."""
+        numbers = {layer.name: number for number, layer in enumerate(self._holders)}
+        places = {}
+        for key, variable in self._by_key().items():
+            layer, _, name = key.rpartition("/")
+            places[f"{numbers[layer]}:{name}" if layer else name] = (key, variable)
+        return places

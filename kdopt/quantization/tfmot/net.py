@@ -1,6 +1,6 @@
 """The fake-quantized tf_keras net, and every variable in it by source layer and name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from kdopt.quantization.tfmot import quantizers
 from kdopt.quantization.tfmot.annotate import Placement, place
 from kdopt.quantization.tfmot.bridge import Blueprint, check_equal, emit, scope_name
 from kdopt.quantization.tfmot.calibrate import activation_ranges, kernel_range
+from kdopt.quantization.tfmot.preserve import groups_of, kept
+from kdopt.quantization.tfmot.schemes import Scheme
 from kdopt.quantization.tfmot.steps import Step
 
 
@@ -34,13 +36,14 @@ class NetVariable:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fake-quantized kernel: its float variable and its range variables."""
+    """A fake-quantized kernel: its float variable, its range variables, its groups if a scheme keeps something."""
 
     layer: str
     key: str
     value: Any
     minimum: Any
     maximum: Any
+    groups: Any = None
 
 
 class QuantizedNet:
@@ -49,14 +52,16 @@ class QuantizedNet:
     Args:
         model: Keras 3 Sequential or Functional model.
         batches: tf.Variable, float32, number of training batches the ranges have seen.
+        scheme: What happens to kernels.
         probe: Inputs to prove the copy equal on, one array an input. Defaults to random ones.
     """
 
-    def __init__(self, model: Any, batches: Any, probe: list[np.ndarray] | None = None) -> None:
+    def __init__(self, model: Any, batches: Any, scheme: Scheme, probe: list[np.ndarray] | None = None) -> None:
         self.batches = batches
+        self.scheme = scheme
         self.blueprint = Blueprint.of(model)
         check_equal(model, self.blueprint, probe)
-        self.placement: Placement = place(self.blueprint)
+        self.placement: Placement = place(self.blueprint, scheme)
         self.kernels: list[Kernel] = []
         self.ranges: dict[int, tuple[str, str, Any, Any]] = {}
         self._producers = {index: step for step in self.blueprint.steps for index in step.outputs}
@@ -66,7 +71,23 @@ class QuantizedNet:
 
     @property
     def report(self) -> tuple[LayerReport, ...]:
-        return self.placement.report
+        if not self.scheme.preserves:
+            return self.placement.report
+        texts: dict[str, list[str]] = {}
+        for kernel in self.kernels:
+            texts.setdefault(kernel.layer, []).append(what_is_kept(kernel, self.scheme))
+        for step in self.blueprint.steps:
+            if any(len(weight.source.shape) > 1 for weight in step.weights):
+                texts.setdefault(step.source, ["its zeros and clusters are not kept"])
+        return tuple(
+            replace(entry, reason="; ".join([entry.reason, *texts.get(entry.layer, [])]))
+            for entry in self.placement.report
+        )
+
+    def kept_kernels(self) -> dict[str, np.ndarray]:
+        """Key of each kernel a scheme keeps something of -> its values as the file has them, before rounding."""
+        kernels = [kernel for kernel in self.kernels if kernel.groups is not None]
+        return {kernel.key: kept(kernel.value, kernel.groups, self.scheme).numpy() for kernel in kernels}
 
     def calibrate(self, data: list[list[np.ndarray]]) -> None:
         """Sets all ranges from batches of data."""
@@ -80,8 +101,11 @@ class QuantizedNet:
 
     def set_kernel_ranges(self) -> None:
         """Sets the range of each kernel to its largest magnitude, as a training step would."""
+        own = self.kept_kernels()
         for kernel in self.kernels:
-            found = kernel_range(kernel.value.numpy(), per_channel=bool(kernel.maximum.shape.rank))
+            values = own.get(kernel.key, kernel.value.numpy())
+            per_channel = bool(kernel.maximum.shape.rank) and not self.scheme.keeps_values
+            found = np.broadcast_to(kernel_range(values, per_channel), kernel.maximum.shape)
             kernel.minimum.assign(-found)
             kernel.maximum.assign(found)
 
@@ -97,6 +121,8 @@ class QuantizedNet:
             name = kernel.key.removeprefix(f"{kernel.layer}/")
             found.append(NetVariable(kernel.layer, f"{name}_min", kernel.minimum, None, False))
             found.append(NetVariable(kernel.layer, f"{name}_max", kernel.maximum, None, False))
+            if kernel.groups is not None:
+                found.append(NetVariable(kernel.layer, f"{name}_groups", kernel.groups, None, False))
         for layer, name, minimum, maximum in self.ranges.values():
             found.append(NetVariable(layer, f"{name}_min", minimum, None, False))
             found.append(NetVariable(layer, f"{name}_max", maximum, None, False))
@@ -106,11 +132,14 @@ class QuantizedNet:
         if step.name not in self.placement.kernels or step.kernel is None:
             return layer
         value = getattr(layer, step.kernel)
-        wrapper = quantizers.kernel_layer(layer, step.kernel)
+        wrapper = quantizers.kernel_layer(layer, step.kernel, self.scheme)
         wrapper.build(None)  # the layer is built; the wrapper's own variables depend on the kernel alone
-        ((_, _, ranges),) = wrapper._weight_vars
+        ((_, _, own),) = wrapper._weight_vars
+        groups = own.get("groups")
+        if groups is not None:
+            groups.assign(groups_of(value.numpy(), self.scheme))
         key = next(weight.key for weight in step.weights if weight.attribute == step.kernel)
-        self.kernels.append(Kernel(step.source, key, value, ranges["min_var"], ranges["max_var"]))
+        self.kernels.append(Kernel(step.source, key, value, own["min_var"], own["max_var"], groups))
         return wrapper
 
     def _wrap_tensor(self, index: int, tensor: Any) -> Any:
@@ -138,3 +167,11 @@ class QuantizedNet:
             candidate = f"{name}_{number}"
         self._names.add(f"{source}/{candidate}")
         return candidate
+
+
+def what_is_kept(kernel: Kernel, scheme: Scheme) -> str:
+    """`"12 of 72 weights stay zero, at most 16 values"`."""
+    groups = kernel.groups.numpy()
+    zeros = f"{np.count_nonzero(groups == 0)} of {groups.size} weights stay zero" if scheme.keeps_zeros else ""
+    values = f"at most {len(np.unique(groups))} values" if (groups > 0).any() else "not clustered"
+    return ", ".join(filter(None, (zeros, values if scheme.keeps_values else "")))

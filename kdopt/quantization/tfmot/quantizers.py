@@ -12,6 +12,8 @@ from functools import cache
 from typing import Any
 
 from kdopt.quantization.tfmot.backend import load
+from kdopt.quantization.tfmot.preserve import preserving
+from kdopt.quantization.tfmot.schemes import Scheme
 
 DECAY = 0.999
 SETTLED = 999.0
@@ -31,14 +33,31 @@ def tensor_layer(name: str, *, is_input: bool, batches: Any) -> Any:
     return _quantize_layer()(quantizer, name=name, dtype="float32")
 
 
-def kernel_layer(layer: Any, name: str) -> Any:
-    """A tfmot QuantizeWrapperV2 that quantizes the kernel of `layer` as tfmot's 8-bit scheme does, and nothing else.
+def kernel_layer(layer: Any, name: str, scheme: Scheme) -> Any:
+    """A tfmot QuantizeWrapperV2 that quantizes the kernel of `layer` as tfmot's scheme does, and nothing else.
 
     Args:
         layer: Built tf_keras layer.
         name: Attribute of the kernel.
+        scheme: One that rounds kernels.
     """
-    return _wrapper()(layer, _weights_only()(layer, name))
+    return _wrapper()(layer, _weights_only()(layer, name, scheme))
+
+
+def _weight_quantizer(layer: Any, scheme: Scheme) -> Any:
+    """tfmot's own for the kind of layer; a per-tensor one for kinds tfmot lacks (convolutions over 1 dimension)."""
+    if scheme.weight_bits == 8:
+        known = _internal("default_8bit.default_8bit_quantize_registry").Default8BitQuantizeRegistry()
+    else:
+        registry = _internal("experimental.default_n_bit.default_n_bit_quantize_registry")
+        known = registry.DefaultNBitQuantizeRegistry(num_bits_weight=scheme.weight_bits)
+    if known.supports(layer):
+        quantizer = known.get_quantize_config(layer).weight_quantizer
+    else:
+        options = {"per_axis": False, "symmetric": True, "narrow_range": True}
+        last_value = load().tfmot.quantization.keras.quantizers.LastValueQuantizer
+        quantizer = last_value(num_bits=scheme.weight_bits, **options)
+    return preserving(quantizer, scheme) if scheme.preserves else quantizer
 
 
 def _internal(module: str) -> Any:
@@ -89,18 +108,14 @@ def _warm_average() -> Any:
 
 @cache
 def _weights_only() -> Any:
-    registry = _internal("default_8bit.default_8bit_quantize_registry")
-    base: Any = registry.Default8BitQuantizeConfig
+    base: Any = _internal("default_8bit.default_8bit_quantize_registry").Default8BitQuantizeConfig
 
     class WeightsOnly(base):
-        """The kernel's part of tfmot's config for a layer; convolutions over 1 and 3 dimensions get "
-        "the per-tensor one."""
+        """The kernel's part of tfmot's config for a layer."""
 
-        def __init__(self, layer: Any, kernel: str) -> None:
+        def __init__(self, layer: Any, kernel: str, scheme: Scheme) -> None:
             super().__init__([kernel], [], False)
-            known = registry.Default8BitQuantizeRegistry()
-            if known.supports(layer):
-                self.weight_quantizer = known.get_quantize_config(layer).weight_quantizer
+            self.weight_quantizer = _weight_quantizer(layer, scheme)
 
         def get_output_quantizers(self, layer: Any) -> list:
             return []
