@@ -30,7 +30,7 @@ from kdopt.quantization import post_training, quantize_aware
 from kdopt.quantization.weight_grids import LearnedStep
 
 FLOAT_EPOCHS = {"lenet-5": 4, "mobilenet": 10, "resnet8": 0, "ds-cnn": 20}
-EPOCHS = {"lenet-5": 2, "mobilenet": 2, "resnet8": 4, "ds-cnn": 4}
+EPOCHS = {"lenet-5": 2, "mobilenet": 2, "resnet8": 1, "ds-cnn": 4}
 
 
 def fashion(size, count=20_000):

@@ -1,5 +1,6 @@
 """From a source to a checked `TFLiteModel`."""
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -80,25 +81,43 @@ def convert(
     data = None
     if representative_data is not None:
         data = calibration.read(resolved.inputs, representative_data, limit=max_samples)
+    try:
+        return _converted(resolved, rule, data, batch, verbose)
+    except ConversionError as error:
+        advice = _advice(resolved, str(error)) if rule.integer else ""
+        if not advice:
+            raise
+        raise ConversionError(f"{error} {advice}") from error
+
+
+def _advice(source: Source, message: str) -> str:
+    """What the source says about the layers that an error names; about all it has doubts about if none is named."""
+    named = {
+        layer: text for layer, text in source.advice.items() if re.search(rf"(?<![\w.]){re.escape(layer)}\b", message)
+    }
+    return " ".join(f"Layer {layer!r}: {text}." for layer, text in (named or source.advice).items())
+
+
+def _converted(source: Source, rule: Precision, data: Arrays | None, batch: int | None, verbose: bool) -> TFLiteModel:
     with silenced(verbose):
-        function = _traced(resolved, batch)
+        function = _traced(source, batch)
     kinds = _operations(function)
-    ranged = resolved.has_ranges or any(kind.startswith("FakeQuantWithMinMax") for kind in kinds)
-    _check_ranges(resolved, rule, ranged, data)
+    ranged = source.has_ranges or any(kind.startswith("FakeQuantWithMinMax") for kind in kinds)
+    _check_ranges(source, rule, ranged, data)
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as folder:
         with silenced(verbose):
-            _save(resolved, function, folder)
-        run = _converter(resolved, rule, folder, batch, verbose)
+            _save(source, function, folder)
+        run = _converter(source, rule, folder, batch, verbose)
         if rule.integer and kinds & _LOOPS:
-            _refuse_loops(resolved, rule, _converter(resolved, precisions.get("float32"), folder, batch, verbose)(None))
-        content, calibrated = _lower(resolved, rule, run, data, ranged)
-    content, floats = kernels.patch(content, _kernels(resolved, rule, content), rule.integer)
+            _refuse_loops(source, rule, _converter(source, precisions.get("float32"), folder, batch, verbose)(None))
+        content, calibrated = _lower(source, rule, run, data, ranged)
+    content, floats = kernels.patch(content, _kernels(source, rule, content), rule.integer)
     if rule.name == "int16x8":
         content = kernels.widen_biases(content)
-    sample = _sample(resolved, data, batch)
+    sample = _sample(source, data, batch)
     with silenced(verbose):
-        model = TFLiteModel.from_content(content, precision, calibrated)
-        contract.check(model, resolved, rule, sample, floats)
+        model = TFLiteModel.from_content(content, rule.name, calibrated)
+        contract.check(model, source, rule, sample, floats)
     return model
 
 

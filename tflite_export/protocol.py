@@ -11,6 +11,7 @@ An object takes part, without importing this package, by a method that returns a
 
 and, where they matter:
 
+    "advice"       dict layer name -> what may stand in the way of an int8 file, and the way out
     "precisions"   names of the precisions it can have, e.g. ("int8", "int8_float_io")
     "kernels"      (a layer of a Keras model: the method `__tflite_kernels__()`, which returns them)
                    list of dicts, filled once `function` was called: kernels whose integers the converter cannot derive
@@ -19,7 +20,7 @@ and, where they matter:
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class Source:
         outputs: Output names, in order.
         has_ranges: Whether fake-quantization ranges are inside.
         calibration: Input name -> array, or None.
+        advice: Layer name -> what to say if an int8 conversion fails.
         layers: Names of the layers, to name the one an operation comes from.
         scopes_numbered: Whether graph scopes carry a call number after the layer name (Keras 3: `conv_1` for the
             first call of `conv`).
@@ -62,6 +64,7 @@ class Source:
     outputs: tuple[str, ...]
     has_ranges: bool = False
     calibration: Mapping[str, np.ndarray] | None = None
+    advice: Mapping[str, str] = field(default_factory=dict)
     layers: frozenset[str] = frozenset()
     scopes_numbered: bool = False
     precisions: tuple[str, ...] | None = None
@@ -114,6 +117,7 @@ def from_protocol(target: Any) -> Source:
         outputs=safe_names(answer["outputs"]),
         has_ranges=bool(answer["has_ranges"]),
         calibration=calibration,
+        advice=answer.get("advice", {}),
         layers=layer_names(answer["module"]) | layer_names(target),
         precisions=answer.get("precisions"),
         kernels=answer.get("kernels", ()),

@@ -171,5 +171,11 @@ class QuantizationAware(keras.Model):
             "has_ranges": "int8_weights" not in self._precisions(),
             "precisions": self._precisions(),
             "kernels": kernels,
+            "advice": {entry.layer: entry.reason for entry in self.report if _stands_in_the_way(entry)},
             "calibration": None if kept is None else dict(zip((e.name for e in inputs), kept, strict=True)),
         }
+
+
+def _stands_in_the_way(entry: LayerReport) -> bool:
+    """Whether a layer may be why no int8 file can be made."""
+    return entry.mode == "output-only" or entry.reason.endswith("an int8 file is refused")

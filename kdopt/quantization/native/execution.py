@@ -195,9 +195,9 @@ class Pass:
         if self.mode == "rounded" and grid.rounds and not is_loss:
             made = (round_between if grid.limits is None else fake_quantize)(x, low, high, self.bits)
             x = _masked_like(self.begun(made, x), x)
-        return self._with_step(x, step)
+        return self.with_step(x, step)
 
-    def _with_step(self, x: Any, step: Any) -> Any:
+    def with_step(self, x: Any, step: Any) -> Any:
         self._steps[id(x)] = (x, step)
         return x
 

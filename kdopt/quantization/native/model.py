@@ -13,7 +13,14 @@ from kdopt.graph.inline import Trace, TracedInput, trace
 from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.losses import check_losses, cross_entropy
-from kdopt.quantization.native import rules_activations, rules_layers, rules_sequences  # noqa: F401  they register themselves
+from kdopt.quantization.native import (  # noqa: F401  they register themselves
+    rules_activations,
+    rules_attention,
+    rules_curves,
+    rules_layers,
+    rules_norms,
+    rules_sequences,
+)
 from kdopt.quantization.native.execution import Limits, Pass, Training
 from kdopt.quantization.native.following import Following
 from kdopt.quantization.native.kernels import kernels_of, learned_steps

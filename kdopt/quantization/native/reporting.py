@@ -2,10 +2,17 @@
 
 from collections import defaultdict
 
+import keras
+
 from kdopt.quantization.native.placement import Placement
 from kdopt.quantization.native.steps import Step
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.schemes import LayerScheme
+
+UNRULED = (
+    "what is inside gets scales at export, if TFLite has int8 kernels for all of it; way out: give it a rule with "
+    "`kdopt.quantization.native.rules.quantization_rule`"
+)
 
 
 def report_of(placement: Placement) -> tuple[LayerReport, ...]:
@@ -23,17 +30,15 @@ def _record(layer: str, steps: list[Step], placement: Placement) -> LayerReport:
         return LayerReport(layer, "quantized", "folded into the kernel before it")
     outputs = [number for step in steps for number in step.outputs]
     own = any(placement.grids[number].own for number in outputs if number in placement.grids)
-    if any(step.rule.output == "float" for step in steps):
-        kind = type(steps[0].operation).__name__
-        return LayerReport(layer, "float", f"TFLite has no int8 kernel for {kind}; an int8 file is refused")
+    refused = next((step for step in steps if step.rule.output == "float"), None)
+    if refused is not None:
+        why = refused.rule.why or f"TFLite has no int8 kernel for {_kind(refused)}"
+        return LayerReport(layer, "float", f"{why}; an int8 file is refused")
     if not any(number in placement.floats for number in outputs):
         return LayerReport(layer, "float", "its outputs are integers")
     unknown = next((step for step in steps if not step.rule.known), None)
     if unknown is not None:
-        kind = getattr(unknown.operation, "__name__", type(unknown.operation).__name__)
-        return LayerReport(
-            layer, "output-only", f"no quantization rule for {kind}: what is inside gets scales at export"
-        )
+        return LayerReport(layer, "output-only", f"no quantization rule for {_kind(unknown)}: {UNRULED}")
     scheme = placement.schemes.of(layer)
     if scheme.weights is None:
         return LayerReport(layer, "float", "as `layers` says; its input and output are int8 in the file")
@@ -55,10 +60,16 @@ def _special(scheme: LayerScheme) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
+def _kind(step: Step) -> str:
+    operation = step.operation.activation if type(step.operation) is keras.layers.Activation else step.operation
+    return str(getattr(operation, "__name__", type(operation).__name__))
+
+
 def _why(steps: list[Step], own: bool) -> str:
     rule = steps[-1].rule
-    if any(step.rule.call for step in steps):
-        return "weights and output" if own else "weights; its output is read only after what is fused with it"
+    if any(step.rule.call is not None and getattr(step.operation, "weights", None) for step in steps):
+        read = own or rule.keeps or rule.output == "fixed"
+        return "weights and output" if read else "weights; its output is read only after what is fused with it"
     if rule.output == "fixed":
         return "TFLite fixes the scale of its output"
     if rule.identity:

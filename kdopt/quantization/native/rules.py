@@ -30,6 +30,7 @@ class Rule:
         call: Function `(scope, operation, *args, **kwargs) -> output`, linear before the activation. Defaults to
             calling the operation.
         known: Whether all that is int8 in the file is rounded in training, too.
+        why: What the report says of a `"float"` one. Defaults to `""`: TFLite has no int8 kernel for it.
     """
 
     output: Output = "trained"
@@ -44,10 +45,19 @@ class Rule:
     activates: bool = False
     call: Callable[..., Any] | None = None
     known: bool = True
+    why: str = ""
 
 
 UNKNOWN = Rule(known=False)
+FLOAT = Rule("float")
 Choose = Callable[[Any], Rule]
+
+
+def refused(why: str) -> Rule:
+    """The rule for what stays float, so that no int8 file can be made; the report says why."""
+    return Rule("float", why=why)
+
+
 _RULES: dict[Any, Rule | Choose] = {}
 
 
@@ -100,6 +110,12 @@ def rule_of(step: Any) -> Rule:
         return UNKNOWN
     found = _found(step.operation)
     return found if isinstance(found, Rule) else found(step)
+
+
+def rule_of_function(function: Any) -> Rule:
+    """The rule for an activation function; `UNKNOWN` without one, or where arguments of a layer decide."""
+    found = _RULES.get(function, UNKNOWN)
+    return found if isinstance(found, Rule) else UNKNOWN
 
 
 def _found(operation: Any) -> Rule | Choose:

@@ -1,7 +1,6 @@
 """Rules for convolutions and dense layers, merges, poolings, shapes."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,16 +10,19 @@ from keras.src.ops import image
 from keras.src.ops import numpy as knp
 
 from kdopt.quantization.native.folding import factor_and_offset, is_trained
-from kdopt.quantization.native.rules import UNKNOWN, Rule, quantization_rule, register
+from kdopt.quantization.native.rules import FLOAT, UNKNOWN, Rule, quantization_rule, refused, register
 
 KERNEL: dict[str, Any] = {"fuses_relu": True, "fuses_norm": True}
 SAME, ROUNDED, IDENTITY = Rule("input"), Rule("input", rounds=True), Rule("input", identity=True)
-FLOAT = Rule("float")
 
 
 @quantization_rule(layers.Dense, layers.Conv1D, layers.Conv2D, **KERNEL)
 def channels_last(scope: Any, layer: Any, inputs: Any) -> Any:
-    return scope.linear(layer, inputs)
+    if len(inputs.shape) < 5:
+        return scope.linear(layer, inputs)
+    # The converter takes the bias of such a dense layer for a sum of its own.
+    rows = scope.linear(layer, ops.reshape(inputs, (-1, inputs.shape[-1])))
+    return ops.reshape(rows, (-1, *inputs.shape[1:-1], rows.shape[-1]))
 
 
 @quantization_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D, **KERNEL)
@@ -28,9 +30,16 @@ def depthwise(scope: Any, layer: Any, inputs: Any) -> Any:
     return scope.linear(layer, inputs, axes=(-2, -1))
 
 
-@quantization_rule(layers.Conv1DTranspose, layers.Conv2DTranspose, **KERNEL)
-def transposed(scope: Any, layer: Any, inputs: Any) -> Any:
+def _transposed(scope: Any, layer: Any, inputs: Any) -> Any:
     return scope.linear(layer, inputs, axes=(-2,))
+
+
+def _is_dense_transposed(step: Any) -> Rule:
+    plain = all(rate == 1 for rate in step.operation.dilation_rate)
+    return Rule(call=_transposed, **KERNEL) if plain else refused("TFLite has no transposed convolution with dilation")
+
+
+register(layers.Conv1DTranspose, layers.Conv2DTranspose, choose=_is_dense_transposed)
 
 
 @quantization_rule(layers.SeparableConv1D, layers.SeparableConv2D, inner=("depthwise",), **KERNEL)
@@ -50,47 +59,51 @@ def separable(scope: Any, layer: Any, inputs: Any) -> Any:
 
 @quantization_rule(layers.BatchNormalization, fuses_relu=True)
 def batch_normalization(scope: Any, layer: Any, inputs: Any) -> Any:
-    """One that is not folded."""
-    if scope.is_float or is_trained(layer, scope.training) or layer.axis % len(inputs.shape) != len(inputs.shape) - 1:
+    """One that is not folded; channels on another axis than the last are brought there."""
+    if scope.is_float or is_trained(layer, scope.training):
         return layer(inputs, training=scope.training)
-    return scope.scaled(inputs, lambda: factor_and_offset(layer))
+    if layer.axis % len(inputs.shape) == len(inputs.shape) - 1:
+        return scope.scaled(inputs, lambda: factor_and_offset(layer))
+    moved = scope.scaled(
+        scope.as_rounded(ops.moveaxis(inputs, layer.axis, -1), inputs), lambda: factor_and_offset(layer)
+    )
+    return ops.moveaxis(moved, -1, layer.axis)
 
 
-@quantization_rule(layers.Rescaling, fuses_relu=True)
-def rescaling(scope: Any, layer: Any, inputs: Any) -> Any:
-    return _by_channel(scope, layer, inputs, lambda: (layer.scale, layer.offset))
+def _rescaled(layer: Any) -> tuple[Any, Any]:
+    """Factor and offset."""
+    if isinstance(layer, layers.Rescaling):
+        return layer.scale, layer.offset
+    deviation = ops.maximum(ops.sqrt(layer.variance), keras.config.epsilon())
+    return (deviation, layer.mean) if layer.invert else (1.0 / deviation, -layer.mean / deviation)
 
 
-@quantization_rule(layers.Normalization, fuses_relu=True)
-def normalization(scope: Any, layer: Any, inputs: Any) -> Any:
-    """What it subtracts and divides by, kept from its data."""
-    if layer.invert:
+def _by_channel(scope: Any, layer: Any, inputs: Any) -> Any:
+    """A factor and an offset for each channel, or one for all."""
+    integers = "float" not in keras.backend.standardize_dtype(inputs.dtype)
+    if scope.is_float or integers:
         return layer(inputs)
-
-    def values() -> tuple[Any, Any]:
-        factor = 1.0 / ops.maximum(ops.sqrt(layer.variance), keras.config.epsilon())
-        return factor, -layer.mean * factor
-
-    return _by_channel(scope, layer, inputs, values)
-
-
-def _by_channel(scope: Any, layer: Any, inputs: Any, values: Callable[[], tuple[Any, Any]]) -> Any:
-    """A factor and an offset for each channel, or one for all; layers with more stay as they are."""
     channels = inputs.shape[-1]
 
-    def single(value: Any) -> bool:
-        shape = tuple(np.shape(value))
-        return int(np.prod(shape)) in (1, channels) and shape[-1:] in ((), (1,), (channels,))
-
-    integers = "float" not in keras.backend.standardize_dtype(inputs.dtype)
-    if scope.is_float or integers or not all(map(single, scope.constant(values))):
-        return layer(inputs)
-
     def flat() -> tuple[Any, Any]:
-        factor, offset = (ops.reshape(ops.cast(value, "float32"), (-1,)) for value in values())
+        factor, offset = (ops.reshape(ops.cast(value, "float32"), (-1,)) for value in _rescaled(layer))
         return ops.broadcast_to(factor, (channels,)), ops.broadcast_to(offset, (channels,))
 
     return scope.scaled(inputs, flat)
+
+
+def _rescales(step: Any) -> Rule:
+    """A layer with values for other axes than the last has no rule."""
+
+    def single(value: Any) -> bool:
+        return all(size == 1 for size in np.shape(value)[:-1])
+
+    layer = step.operation
+    values = (layer.scale, layer.offset) if isinstance(layer, layers.Rescaling) else (layer.mean, layer.variance)
+    return Rule(call=_by_channel, fuses_relu=True) if all(map(single, values)) else UNKNOWN
+
+
+register(layers.Rescaling, layers.Normalization, choose=_rescales)
 
 
 def _einsum_dense(scope: Any, layer: Any, inputs: Any) -> Any:
@@ -106,22 +119,35 @@ def _made_by(equation: str) -> tuple[tuple[int, ...], bool]:
 
 
 def _is_dense(step: Any) -> Rule:
-    """A dense layer: what its kernel makes are the last axes of the output, all with a bias or none."""
+    """A dense layer: what its kernel makes are the last axes of the output, all with a bias or none.
+
+    The converter refuses the bias of another axis.
+    """
     layer = step.operation
     axes, last = _made_by(layer.equation)
     sizes = tuple(layer.kernel.shape[axis] for axis in axes)
     fits = layer.bias is None or tuple(layer.bias.shape) == sizes
-    return Rule(call=_einsum_dense, fuses_relu=True) if last and fits else UNKNOWN
+    if last and fits:
+        return Rule(call=_einsum_dense, fuses_relu=True)
+    inside = layer.bias is not None and layer.bias_axes != layer.equation[-len(layer.bias_axes) :]
+    return refused("the converter refuses a bias along another axis than the last ones") if inside else UNKNOWN
 
 
 register(layers.EinsumDense, choose=_is_dense)
 
 
-@quantization_rule(layers.Average, inner=("sum",))
-def average(scope: Any, layer: Any, inputs: Any) -> Any:
-    if len(inputs) != 2:
-        return layer(inputs)
-    return scope.inner("sum", inputs[0] + inputs[1]) * 0.5
+def _average(scope: Any, layer: Any, inputs: Any) -> Any:
+    total = inputs[0]
+    for number, one in enumerate(inputs[1:], 1):
+        total = scope.inner(f"sum_{number}", total + one)
+    return total * (1 / len(inputs))
+
+
+def _averages(step: Any) -> Rule:
+    return Rule(call=_average, inner=tuple(f"sum_{number}" for number in range(1, len(step.inputs))))
+
+
+register(layers.Average, choose=_averages)
 
 
 @quantization_rule(knp.Square)
@@ -132,32 +158,53 @@ def square(scope: Any, operation: Any, x: Any) -> Any:
 
 def _resizing(step: Any) -> Rule:
     method = getattr(step.operation, "interpolation", "")
-    cropped = getattr(step.operation, "crop_to_aspect_ratio", False) or getattr(step.operation, "antialias", False)
-    return UNKNOWN if cropped else {"nearest": SAME, "bilinear": ROUNDED}.get(method, UNKNOWN)
+    smoothed = getattr(step.operation, "antialias", False)
+    known = {"nearest": SAME, "bilinear": ROUNDED}.get(str(method))
+    return refused(f"TFLite has no resizing by {method!r}, nor with antialias") if smoothed or known is None else known
+
+
+def _dot(step: Any) -> Rule:
+    no = refused("TFLite has no int8 kernel for its normalization; a UnitNormalization in front of it has a rule")
+    return no if getattr(step.operation, "normalize", False) else Rule()
 
 
 FUSING = Rule(fuses_relu=True)
 register(layers.Add, layers.Subtract, layers.Multiply, rule=FUSING)
 register(knp.Add, knp.Subtract, knp.Multiply, ops.add, ops.multiply, rule=FUSING)
-register(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, knp.Mean, rule=Rule())
+register(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D, rule=Rule())
+register(knp.Mean, rule=Rule())
 register(layers.MaxPooling1D, layers.MaxPooling2D, rule=SAME)
-register(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, knp.Max, knp.Amax, rule=SAME)
+register(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D, knp.Max, knp.Amax, rule=SAME)
 register(layers.AveragePooling1D, layers.AveragePooling2D, rule=ROUNDED)
+register(layers.AdaptiveMaxPooling1D, layers.AdaptiveMaxPooling2D, rule=SAME)
+register(layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D, layers.CenterCrop, rule=ROUNDED)
 register(layers.Embedding, rule=Rule())  # of a table with the scale of its output
 register(layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector, rule=SAME)
-register(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D, rule=SAME)
-register(layers.UpSampling1D, rule=SAME)
+register(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D, rule=SAME)
+register(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, rule=SAME)
+register(layers.UpSampling1D, layers.UpSampling3D, rule=SAME)
 register(layers.UpSampling2D, layers.Resizing, image.Resize, choose=_resizing)
-register(knp.Matmul, knp.Dot, knp.Einsum, layers.Dot, rule=Rule())
+register(knp.Matmul, knp.Dot, knp.Einsum, rule=Rule())
+register(layers.Dot, choose=_dot)
 register(layers.Maximum, layers.Minimum, knp.Maximum, knp.Minimum, rule=Rule("joined"))
 register(knp.Reshape, knp.Transpose, knp.Squeeze, knp.ExpandDims, knp.GetItem, knp.Split, knp.Repeat, rule=SAME)
 register(layers.Concatenate, knp.Concatenate, rule=Rule("joined"))
 register(
-    *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise),
-    *(layers.Identity, layers.AlphaDropout, layers.ActivityRegularization),
+    *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
+    *(
+        layers.GaussianDropout,
+        layers.GaussianNoise,
+        layers.AlphaDropout,
+        layers.Identity,
+        layers.ActivityRegularization,
+    ),
+    *(layers.RandomFlip, layers.RandomRotation, layers.RandomZoom, layers.RandomTranslation, layers.RandomShear),
+    *(layers.RandomBrightness, layers.RandomContrast, layers.RandomErasing, layers.RandomHue, layers.RandomSaturation),
+    *(layers.RandomSharpness, layers.RandomGrayscale, layers.RandomColorJitter, layers.RandomPerspective),
     rule=IDENTITY,
 )
 register(
     *(layers.Conv3D, layers.Conv3DTranspose, layers.MaxPooling3D, layers.AveragePooling3D),
+    *(layers.AdaptiveMaxPooling3D, layers.AdaptiveAveragePooling3D),
     rule=FLOAT,
 )

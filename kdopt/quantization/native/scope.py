@@ -28,7 +28,23 @@ class Scope:
         """`x` rounded to the range `name` of the layer."""
         if self._run.placement.bits is None:
             return x
-        return self._run.rounded(self._run.placement.inner[self._step.name][self._prefix + name], x)
+        return self._run.rounded(self._row(name), x)
+
+    def lowest(self, name: str) -> Any:
+        """The smallest value of the range `name` of the layer; hardly any less where activations stay float."""
+        if self._run.placement.bits is None:
+            return -1e9
+        return self._run.limits[self._row(name)][0]
+
+    def _row(self, name: str) -> int:
+        """That of this part, or one that the parts share."""
+        rows = self._run.placement.inner[self._step.name]
+        return rows[self._prefix + name if self._prefix + name in rows else name]
+
+    def as_rounded(self, moved: Any, x: Any) -> Any:
+        """`moved`, the entries of `x` in another order, known to have its step."""
+        step = self._run.step_of(x)
+        return moved if step is None else self._run.with_step(moved, step)
 
     def fixed(self, x: Any, low: float, high: float) -> Any:
         """`x` rounded to a scale that TFLite prescribes."""

@@ -301,7 +301,7 @@ def test_the_widest_range_ever_seen():
     assert model.range_of("x.input") == pytest.approx((x.min(), x.max()))
     with pytest.raises(ValueError, match="Did you mean 'ema'"):
         native(observer="emma")
-    with pytest.raises(ValueError, match="`observer` and `delay` are for engine='native'"):
+    with pytest.raises(ValueError, match="`observer`: for engine='native' only"):
         quantize_aware(net(), observer="ema")
     with pytest.raises(ValueError, match="delay"):
         native(delay=-1)

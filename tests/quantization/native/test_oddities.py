@@ -73,20 +73,48 @@ def test_channels_in_front_are_not_mixed_up(first):
     assert closeness(source, copied) < 1e-5
 
 
-def test_masks_of_attention_are_refused():
+def test_what_attention_must_not_see_has_no_influence():
     series = L.Reshape((8, 16))
-    with pytest.raises(ValueError, match="attends with use_causal_mask.*Way out"):
-        native(lambda x: L.MultiHeadAttention(2, 4)(series(x), series(x), use_causal_mask=True))
-    source, model = native(lambda x: L.MultiHeadAttention(2, 4, dropout=0.5)(series(x), series(x)))
+    source, model = native(lambda x: L.MultiHeadAttention(2, 4)(series(x), series(x), use_causal_mask=True))
     assert closeness(source, model) < 0.05
-    random = [np.asarray(model(X, training=training)) for training in (True, True, False, False)]
-    assert np.abs(random[0] - random[1]).max() > 0
-    np.testing.assert_array_equal(random[2], random[3])
+    changed = X.copy()
+    changed[:, 5:] *= -1  # places 5, 6, 7 of the sequence
+    content = tflite_export.convert(model, "int8").content
+    for run in (lambda x: model.predict(x, verbose=0), lambda x: outputs_of(content, x)[0][0]):
+        np.testing.assert_array_equal(run(X)[:, :5], run(changed)[:, :5])
+        assert np.abs(run(X)[:, 5:] - run(changed)[:, 5:]).max() > 0.1
 
 
-def test_a_loop_with_dropout_is_not_taken_for_one_without():
-    _, model = native(lambda x: L.LSTM(4, dropout=0.5)(L.Reshape((4, 32))(x)))
-    assert {entry.mode for entry in model.report} == {"quantized", "output-only"}
+def test_masks_beside_the_tensors_are_refused():
+    series = L.Reshape((8, 16))
+
+    def masked(x):
+        return L.MultiHeadAttention(2, 4)(series(x), series(x), value_mask=series(x)[..., 0] > 0)
+
+    with pytest.raises(ValueError, match="attends with value_mask.*Way out"):
+        native(masked)
+    with pytest.raises(ValueError, match="attends with mask.*Way out"):
+        native(lambda x: L.Attention()([series(x), series(x)], mask=[None, series(x)[..., 0] > 0]))
+
+
+def test_an_activation_that_keras_has_not_built_is_refused():
+    with pytest.raises(ValueError, match=r"'head' has a PReLU as its activation.*Way out"):
+        native(lambda x: L.Dense(3, activation=L.PReLU(), name="head")(x))
+
+
+def test_dropout_of_attention_and_of_recurrent_layers():
+    series = L.Reshape((4, 32))
+    for build in (
+        lambda x: L.MultiHeadAttention(2, 4, dropout=0.5)(series(x), series(x)),
+        lambda x: L.LSTM(4, dropout=0.5)(series(x)),
+        lambda x: L.SimpleRNN(4, recurrent_dropout=0.5)(series(x)),
+    ):
+        source, model = native(build)
+        assert {entry.mode for entry in model.report} == {"quantized"}
+        assert closeness(source, model) < 0.08
+        random = [np.asarray(model(X, training=training)) for training in (True, True, False, False)]
+        assert np.abs(random[0] - random[1]).max() > 0
+        np.testing.assert_array_equal(random[2], random[3])
 
 
 @pytest.mark.parametrize("options", [{"center": False}, {"scale": False}, {"center": False, "scale": False}])

@@ -24,10 +24,26 @@ def series(x):
     return L.Reshape((4, 32))(x)
 
 
+def times(x):
+    return L.Reshape((4, 8))(L.MaxPooling2D(2)(x))
+
+
+def joined(tensors):
+    return L.Concatenate()(list(tensors))
+
+
+def seen(x):
+    """Which places may be attended to: a mask that depends on the data."""
+    return ops.matmul(series(x), ops.transpose(series(x), (0, 2, 1))) > -2.0
+
+
 def slopes():
     return keras.initializers.RandomUniform(0.05, 0.4)
 
 
+CURVES = (
+    "elu selu celu softplus mish softsign log_sigmoid tanh_shrink soft_shrink squareplus sparse_plus sparse_sigmoid"
+)
 GROUPS = {
     "convolutions": {
         "conv": lambda x: L.Conv2D(6, 3)(x),
@@ -39,6 +55,7 @@ GROUPS = {
         "separable": lambda x: L.SeparableConv2D(5, 3)(x),
         "dense": lambda x: L.Dense(5)(L.Flatten()(x)),
         "dense of images": lambda x: L.Dense(5)(x),
+        "dense of volumes": lambda x: L.Dense(3)(L.Reshape((4, 4, 4, 2))(x)),
     },
     "convolutions over time": {
         "conv": lambda x: L.Conv1D(5, 3)(sequence(x)),
@@ -58,6 +75,8 @@ GROUPS = {
         "alone with relu": lambda x: L.ReLU()(L.BatchNormalization()(L.MaxPooling2D()(x))),
         "alone, flat": lambda x: L.BatchNormalization()(L.Flatten()(x)),
         "alone, sequence": lambda x: L.BatchNormalization()(sequence(x)),
+        "another axis": lambda x: L.BatchNormalization(axis=1)(L.MaxPooling2D()(x)),
+        "normalization inverted": lambda x: L.Normalization(mean=[0.5, 0.1], variance=[2.0, 0.4], invert=True)(x),
         "rescaling": lambda x: L.Rescaling(2.0, 0.5)(x),
         "rescaling by channel": lambda x: L.Rescaling([2.0, -1.0], [0.5, 0.2])(x),
         "normalization": lambda x: L.Normalization(mean=[0.5, 0.1], variance=[2.0, 0.4])(x),
@@ -70,6 +89,7 @@ GROUPS = {
         "multiply": lambda x: L.Multiply()([x, L.Conv2D(2, 1)(x)]),
         "gate": lambda x: L.Multiply()([x, L.Reshape((1, 1, 2))(L.GlobalAveragePooling2D()(x))]),
         "average": lambda x: L.Average()([x, L.Conv2D(2, 1)(x)]),
+        "average of three": lambda x: L.Average()([x, L.Conv2D(2, 1)(x), L.Conv2D(2, 1)(x)]),
         "concatenate": lambda x: L.Concatenate()([x, L.ReLU()(x)]),
         "concatenate what nothing else reads": lambda x: L.Concatenate()([L.Conv2D(3, 1)(x), L.Conv2D(2, 1)(x)]),
         "concatenate a chain": lambda x: L.Concatenate()(
@@ -104,12 +124,19 @@ GROUPS = {
         "silu": lambda x: L.Activation("silu")(x),
         "gelu": lambda x: L.Activation("gelu")(x),
         "gelu by tanh": lambda x: ops.gelu(L.Conv2D(3, 1)(x), approximate=True),
-        "hard_silu": lambda x: L.Dense(4, activation="hard_silu")(x),
         "hard_sigmoid": lambda x: L.Activation("hard_sigmoid")(x),
         "elu": lambda x: L.ELU(0.7)(L.Conv2D(3, 1)(x)),
         "exponential": lambda x: L.Activation("exponential")(x),
         "log_softmax": lambda x: L.Activation("log_softmax")(x),
         "square": lambda x: ops.square(x),
+        "softmax over another axis": lambda x: L.Softmax(axis=1)(x),
+        "softmax over two axes": lambda x: L.Softmax(axis=(2, 3))(x * 3.0),
+        "relu to three": lambda x: L.ReLU(1.5)(L.Conv2D(3, 1)(x)),
+        "glu": lambda x: L.Activation("glu")(L.Dense(6)(x)),
+    },
+    "curves": {  # each behind a dense layer of its own
+        **{name: lambda x, name=name: L.Dense(4, activation=name)(x) for name in CURVES.split()},
+        "celu with alpha": lambda x: ops.celu(L.Conv2D(3, 1)(x), alpha=0.6),
     },
     "sequences": {
         "lstm": lambda x: L.LSTM(4)(series(x)),
@@ -122,10 +149,34 @@ GROUPS = {
         "layer normalization by number": lambda x: L.LayerNormalization(axis=3)(L.Conv2D(8, 1)(x)),
         "rms normalization": lambda x: L.RMSNormalization()(L.Conv2D(8, 1)(x)),
     },
+    "statistics of a sample": {
+        "layer normalization over places": lambda x: L.LayerNormalization(axis=(1, 2, 3))(L.Conv2D(3, 1)(x)),
+        "group normalization": lambda x: L.GroupNormalization(2)(L.Conv2D(4, 1)(x)),
+        "instance normalization": lambda x: L.GroupNormalization(-1, scale=False)(L.Conv2D(3, 1)(x)),
+        "unit normalization": lambda x: L.UnitNormalization()(L.Conv2D(5, 1)(x)),
+    },
+    # One step of a state is more than one of the next.
+    "within three steps": {
+        "simple": lambda x: L.SimpleRNN(4, return_sequences=True)(times(x)),
+        "simple with relu": lambda x: L.SimpleRNN(4, activation="relu", use_bias=False)(times(x)),
+        "simple with its state": lambda x: joined(L.SimpleRNN(3, return_state=True)(times(x))),
+        "lstm with a hard gate": lambda x: L.LSTM(3, recurrent_activation="hard_sigmoid")(times(x)),
+        "gru without tanh": lambda x: L.GRU(3, activation="linear", bias_initializer="ones")(times(x)),
+        "gru, reset before": lambda x: L.GRU(4, reset_after=False, bias_initializer="ones")(times(x)),
+        "gru from a state": lambda x: L.GRU(3)(times(x), initial_state=[L.Dense(3)(L.Flatten()(x))]),
+    },
     # Integer kernels of TFLite that approximate: softmax inside, products of two tensors.
     "within two steps": {
         "attention": lambda x: L.MultiHeadAttention(2, 4)(series(x), series(x)),
         "cross attention": lambda x: L.MultiHeadAttention(2, 4, value_dim=3)(series(x), L.Dense(5)(series(x))),
+        "causal attention": lambda x: L.MultiHeadAttention(2, 4)(series(x), series(x), use_causal_mask=True),
+        "attention, masked by data": lambda x: L.MultiHeadAttention(2, 4)(
+            series(x), series(x), attention_mask=seen(x), use_causal_mask=True
+        ),
+        "dots": lambda x: L.Attention(use_scale=True)([L.Dense(3)(series(x)), L.Dense(3)(series(x))]),
+        "causal sums": lambda x: L.AdditiveAttention()([series(x), L.Dense(32)(series(x))], use_causal_mask=True),
+        "lstm with its states": lambda x: joined(L.LSTM(3, return_state=True)(times(x))),
+        "bidirectional gru": lambda x: L.Bidirectional(L.GRU(2, reset_after=False), merge_mode="ave")(times(x)),
         "bidirectional lstm": lambda x: L.Bidirectional(L.LSTM(3, return_sequences=True))(series(x)),
     },
     # Fixed-point products of TFLite's own, not of our rounding.
@@ -133,6 +184,9 @@ GROUPS = {
         "leaky_relu": lambda x: L.LeakyReLU(0.2)(x),
         "prelu": lambda x: L.PReLU(alpha_initializer=slopes(), shared_axes=[1, 2])(L.Conv2D(3, 1)(x)),
         "prelu for every place": lambda x: L.PReLU(alpha_initializer=slopes())(x),
+        "hard_silu": lambda x: L.Dense(4, activation="hard_silu")(x),
+        "relu with slope and end": lambda x: L.ReLU(1.5, negative_slope=0.3)(L.Conv2D(3, 1)(x)),
+        "center": lambda x: L.CenterCrop(5, 5)(L.Conv2D(3, 1)(x)),
         "maximum": lambda x: L.Maximum()([x, L.Conv2D(2, 1)(x)]),
         "minimum": lambda x: ops.minimum(x, L.Conv2D(2, 1)(x)),
         "concatenate twice": lambda x: L.Concatenate()([L.Concatenate()([L.Conv2D(3, 1)(x), x]), L.Conv2D(2, 1)(x)]),
@@ -142,6 +196,9 @@ GROUPS = {
         "einsum_dense": lambda x: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")(sequence(x)),
     },
 }
+
+
+LIMITS = {"within two steps": 2, "within three steps": 3}
 
 
 def with_statistics(model):
@@ -163,7 +220,8 @@ def test_the_file_computes_what_the_rule_trains(group):
     inputs = keras.Input((8, 8, 2), name="image")
     made = [keras.layers.Identity(name=f"out{i}")(build(inputs)) for i, build in enumerate(GROUPS[group].values())]
     model = quantize_aware(with_statistics(keras.Model(inputs, made)), engine="native", calibration=X)
-    assert {entry.layer: entry.reason for entry in model.report if entry.mode != "quantized"} == {}
+    others = {entry.reason for entry in model.report if entry.mode != "quantized"}
+    assert others <= {"its outputs are integers"}  # a mask
     file = tflite_export.convert(model, "int8")
     assert [op.layer for op in inspect.ops(file.content) if op.is_float] == []
     assert file.calibrated == ()
@@ -171,7 +229,7 @@ def test_the_file_computes_what_the_rule_trains(group):
     for name, (got, step), wanted in zip(GROUPS[group], outputs_of(file.content, X[:24]), expected, strict=True):
         gap = np.abs(got - wanted) / step
         assert np.ptp(wanted) > 60 * step, name
-        assert gap.max() < (2.01 if group == "within two steps" else 1.01), name
+        assert gap.max() < LIMITS.get(group, 1) + 0.01, name
         beside = np.mean(gap > 0.5)
         assert beside < (0.1 if group.startswith("within") else 0.02 if group == "sequences" else 1e-3), (name, beside)
 
