@@ -101,9 +101,10 @@ class _Tracer:
     def call(self, node: Any, args: tuple, kwargs: dict, prefix: str) -> list[int]:
         operation = node.operation
         name = self.names.setdefault(id(operation), _unique(prefix + operation.name, set(self.names.values())))
-        if isinstance(operation, keras.Model) and is_graph(operation):
-            flat = [leaf.index for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
-            return self.inline(graph_of(operation), flat, f"{name}.")
+        flat = [leaf.index for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+        graph = _graph_inside(operation, len(flat))
+        if graph is not None:
+            return self.inline(graph, flat, f"{name}.")
         # Keras itself overrides a recorded `training` by the one `fit` or `predict` runs with.
         kept = {key: value for key, value in kwargs.items() if key != "training" and value is not None}
         outputs = [self.fresh() for _ in node.outputs]
@@ -111,6 +112,19 @@ class _Tracer:
         dtypes = tuple(str(tensor.dtype) for tensor in node.outputs)
         self.calls.append(Call(name, operation, tuple(args), kept, tuple(outputs), shapes, dtypes))
         return outputs
+
+
+def _graph_inside(operation: Any, inputs: int) -> keras.Function | None:
+    """The graph of a nested model; None for a layer, and for a subclassed model that cannot be traced."""
+    if not isinstance(operation, keras.Model):
+        return None
+    if is_graph(operation):
+        return graph_of(operation)
+    try:
+        graph = graph_of(operation)
+    except (TypeError, ValueError):
+        return None
+    return graph if len(graph.inputs) == inputs else None
 
 
 def name_of(tensor: Any) -> str:

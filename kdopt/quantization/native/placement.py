@@ -1,8 +1,8 @@
 """Where ranges go: on the tensors that the int8 file really has.
 
-A tensor has a range of its own if TFLite stores it with one: after convolution, BatchNormalization and ReLU, not
-between them; not after an operation that keeps the scale of its input, nor where TFLite fixes the scale; and not on an
-input of a concatenation that nothing else reads, which has the scale of the concatenation.
+A tensor has a range if TFLite stores it with one: after convolution, BatchNormalization and ReLU, not between them; not
+after an operation that keeps the scale of its input, nor where TFLite fixes the scale. What goes into a concatenation
+has one range with what comes out of it, as the converter does it: otherwise the file would have a QUANTIZE before it.
 """
 
 from collections import defaultdict
@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
+from keras.src.ops import numpy as knp
 
-from kdopt.graph.inline import Trace
+from kdopt.graph.inline import Ref, Trace
 from kdopt.quantization.native.steps import Step, steps_of
 from kdopt.quantization.schemes import Schemes
 
@@ -93,6 +95,7 @@ class _Placer:
         self.producer = {number: step for step in self.steps for number in step.outputs}
         self.grids: dict[int, Grid] = {}
         self.names: list[str] = []
+        self.roots, self.rows = self.shared(), dict[int, int]()
 
     def _read(self) -> None:
         self.readers: dict[int, list[Step]] = defaultdict(list)
@@ -117,15 +120,24 @@ class _Placer:
 
     def _folds(self, step: Step, after: Step) -> bool:
         norm = after.operation
-        if type(norm) is not keras.layers.BatchNormalization or self.calls[id(step.operation)] > 1:
+        if type(norm) is not keras.layers.BatchNormalization or not self._paired(step.operation, norm):
             return False
         rank = len(norm.input_spec.axes) and norm.input_spec.ndim
-        return self.calls[id(norm)] == 1 and norm.axis % rank == rank - 1
+        return norm.axis % rank == rank - 1
+
+    def _paired(self, operation: Any, norm: Any) -> bool:
+        """Whether every call of a layer goes to a normalization that is called on nothing else."""
+        made = [step.outputs[0] for step in self.steps if step.operation is operation]
+        readers = [self.only_reader(number) for number in made]
+        return len(made) == self.calls[id(norm)] and all(
+            reader is not None and reader.operation is norm and number in reader.inputs
+            for number, reader in zip(made, readers, strict=True)
+        )
 
     def place(self) -> Placement:
         for entry in self.traced.inputs:
             if self.bits and self.is_float(entry.index) and self.readers[entry.index]:
-                self.grids[entry.index] = Grid(self.new(f"{entry.name}.input"), own=True)
+                self.grids[entry.index] = Grid(self.row_of(entry.index, f"{entry.name}.input"), own=True)
         inner: dict[str, dict[str, int]] = {}
         if self.bits:
             self.place_outputs(inner)
@@ -140,8 +152,7 @@ class _Placer:
         )
 
     def place_outputs(self, inner: dict[str, dict[str, int]]) -> None:
-        joined = self.joined()
-        rows: dict[int, int] = {}
+        concluded = self.concluded()
         for step in self.steps:
             if step.rule.inner and step.name not in inner:
                 inner[step.name] = {name: self.new(f"{step.name}.{name}") for name in step.rule.inner}
@@ -149,12 +160,8 @@ class _Placer:
                 if step.rule.keeps:
                     self.grids[number] = Grid(inner[step.name][step.rule.keeps], rounds=False)
                 elif self.has_own(step, number):
-                    root = number
-                    while root in joined:
-                        root = joined[root]
-                    if root not in rows:
-                        rows[root] = self.new(f"{step.name if root == number else self.producer[root].name}.output")
-                    self.grids[number] = Grid(rows[root], own=root == number, rounds=root == number)
+                    own = number not in concluded
+                    self.grids[number] = Grid(self.row_of(number, f"{step.name}.output"), own=own, rounds=own)
                 elif step.rule.output == "fixed":
                     self.grids[number] = Grid(None, step.rule.limits)
                 elif keeps_scale(step) and step.inputs[0] in self.grids:
@@ -170,27 +177,71 @@ class _Placer:
         own = {self.grids[n].row for n in numbers if n in self.grids and self.grids[n].own} - inside
         return frozenset(row for row in own if row is not None)
 
-    def joined(self) -> dict[int, int]:
-        """Inputs of concatenations that nothing else reads -> the concatenation's output.
+    def row_of(self, number: int, name: str) -> int:
+        """The range of a tensor, which it may share; named after the last one that has it."""
+        root = self.roots.get(number, number)
+        if root not in self.rows:
+            self.rows[root] = self.new(name if root == number else f"{self.producer[root].name}.output")
+        return self.rows[root]
 
-        A concatenation is such an input only if all of its own are: the converter would give it the scale of another.
-        """
-        found: dict[int, int] = {}
+    def shared(self) -> dict[int, int]:
+        """Tensors that go into a concatenation, moved or not -> the last tensor of the same range."""
+        after: dict[int, int] = {}
+
+        def last(number: int) -> int:
+            while number in after:
+                number = after[number]
+            return number
+
         for step in self.steps:
             for number in step.inputs if step.rule.output == "joined" else ():
+                root = last(self.origin(number))
+                if root >= 0 and root != step.outputs[0]:
+                    after[root] = step.outputs[0]
+        return {number: last(number) for number in after}
+
+    def origin(self, number: int) -> int:
+        """The tensor whose range a tensor has, -1 without a trained one."""
+        before = self.producer.get(number)
+        while before is not None and keeps_scale(before) and not before.rule.keeps:
+            number = before.inputs[0]
+            before = self.producer.get(number)
+        trained = before is None or (self.has_own(before, number) and not before.rule.keeps)
+        return number if trained and self.is_float(number) else -1
+
+    def concluded(self) -> set[int]:
+        """Tensors that only a concatenation reads: the converter gives them its range, and they are rounded there.
+
+        A concatenation is one of them only if all of its inputs are: it would get the scale of another.
+        """
+        found: set[int] = set()
+        for step in self.steps:
+            for given in step.inputs if step.rule.output == "joined" else ():
+                number = self.moved(given, step)
                 before = self.producer.get(number)
-                if before is None or not self.has_own(before, number) or self.only_reader(number) is not step:
+                if before is None or not self.has_own(before, number):
                     continue
-                if before.rule.output != "joined" or all(one in found for one in before.inputs):
-                    found[number] = step.outputs[0]
+                if before.rule.output != "joined" or all(self.moved(one, before) in found for one in before.inputs):
+                    found.add(number)
         return found
+
+    def moved(self, number: int, step: Step) -> int:
+        """The tensor whose integers a step gets as they are, -1 if something else reads them, too."""
+        while self.only_reader(number) is step:
+            before = self.producer.get(number)
+            if before is None or not keeps_scale(before) or before.rule.rounds or len(before.outputs) > 1:
+                return number
+            number, step = before.inputs[0], step if before.rule.identity else before
+        return -1
 
     def has_own(self, step: Step, number: int) -> bool:
         """Whether TFLite stores the output with a range of its own, or one that it shares with others."""
         if step.rule.identity or step.rule.output not in ("trained", "joined"):
             return False
         after = self.only_reader(number)
-        return after is None or not (after.rule.relu and step.rule.fuses_relu)
+        if after is None:
+            return True
+        return not (after.rule.relu and step.rule.fuses_relu) and not (step.rule.fuses_norm and shifts(after))
 
     def only_reader(self, number: int) -> Step | None:
         """The one step that reads a tensor in the file, None if several do or it is an output of the model."""
@@ -217,3 +268,11 @@ class _Placer:
 def keeps_scale(step: Step) -> bool:
     """Whether the outputs have the scale of the first input."""
     return step.rule.identity or step.rule.output == "input"
+
+
+def shifts(step: Step) -> bool:
+    """Whether a step first adds a number to a tensor, which the converter makes part of the bias before it."""
+    if step.operation is keras.activations.hard_sigmoid:
+        return True
+    numbers = [leaf for leaf in keras.tree.flatten((step.args, step.kwargs)) if not isinstance(leaf, Ref)]
+    return type(step.operation) is knp.Add and len(numbers) == 1 and np.size(numbers[0]) == 1

@@ -1,12 +1,13 @@
 """Rules for convolutions and dense layers, merges, poolings, shapes."""
 
 import re
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
-from keras.src.ops import image
+from keras.src.ops import image, nn
 from keras.src.ops import numpy as knp
 
 from kdopt.quantization.native.folding import factor_and_offset, is_trained
@@ -16,13 +17,35 @@ KERNEL: dict[str, Any] = {"fuses_relu": True, "fuses_norm": True}
 SAME, ROUNDED, IDENTITY = Rule("input"), Rule("input", rounds=True), Rule("input", identity=True)
 
 
-@quantization_rule(layers.Dense, layers.Conv1D, layers.Conv2D, **KERNEL)
-def channels_last(scope: Any, layer: Any, inputs: Any) -> Any:
+@quantization_rule(layers.Dense, **KERNEL)
+def dense(scope: Any, layer: Any, inputs: Any) -> Any:
     if len(inputs.shape) < 5:
         return scope.linear(layer, inputs)
     # The converter takes the bias of such a dense layer for a sum of its own.
     rows = scope.linear(layer, ops.reshape(inputs, (-1, inputs.shape[-1])))
     return ops.reshape(rows, (-1, *inputs.shape[1:-1], rows.shape[-1]))
+
+
+@quantization_rule(layers.Conv1D, layers.Conv2D, **KERNEL)
+def convolution(scope: Any, layer: Any, inputs: Any) -> Any:
+    dilated = scope.exporting and max(layer.dilation_rate) > 1
+    return scope.linear(layer, inputs, call=partial(_dilated, layer) if dilated else None)
+
+
+def _dilated(layer: Any, x: Any, weights: Any) -> Any:
+    """A convolution with holes as one operation. TensorFlow's own way cuts the input into batches and joins them again,
+    which the converter makes one operation of only where nothing else reads the input."""
+    import tensorflow as tf
+
+    padding, series = layer.padding, len(x.shape) == 3
+    if padding == "causal":
+        x, padding = ops.pad(x, [[0, 0], [layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0], [0, 0]]), "valid"
+    if series:
+        x, weights = ops.expand_dims(x, 1), ops.expand_dims(weights, 0)
+    before = (1,) * (1 + series)
+    strides, dilation = ((*before, *sizes, 1) for sizes in (layer.strides, layer.dilation_rate))
+    y = tf.nn.conv2d(x, weights, strides, padding.upper(), dilations=dilation)
+    return ops.squeeze(y, 1) if series else y
 
 
 @quantization_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D, **KERNEL)
@@ -168,14 +191,20 @@ def _dot(step: Any) -> Rule:
     return no if getattr(step.operation, "normalize", False) else Rule()
 
 
+def _pads(step: Any) -> Rule:
+    """With zeros, or with values of the tensor."""
+    constant = [*step.args[1:], *step.kwargs.values()]
+    return SAME if step.operation.mode in ("constant", "reflect", "symmetric") and not any(constant) else UNKNOWN
+
+
 FUSING = Rule(fuses_relu=True)
 register(layers.Add, layers.Subtract, layers.Multiply, rule=FUSING)
 register(knp.Add, knp.Subtract, knp.Multiply, ops.add, ops.multiply, rule=FUSING)
 register(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D, rule=Rule())
 register(knp.Mean, rule=Rule())
-register(layers.MaxPooling1D, layers.MaxPooling2D, rule=SAME)
+register(layers.MaxPooling1D, layers.MaxPooling2D, nn.MaxPool, rule=SAME)
 register(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D, knp.Max, knp.Amax, rule=SAME)
-register(layers.AveragePooling1D, layers.AveragePooling2D, rule=ROUNDED)
+register(layers.AveragePooling1D, layers.AveragePooling2D, nn.AveragePool, rule=ROUNDED)
 register(layers.AdaptiveMaxPooling1D, layers.AdaptiveMaxPooling2D, rule=SAME)
 register(layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D, layers.CenterCrop, rule=ROUNDED)
 register(layers.Embedding, rule=Rule())  # of a table with the scale of its output
@@ -183,6 +212,7 @@ register(layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector, ru
 register(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D, rule=SAME)
 register(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, rule=SAME)
 register(layers.UpSampling1D, layers.UpSampling3D, rule=SAME)
+register(knp.Pad, choose=_pads)
 register(layers.UpSampling2D, layers.Resizing, image.Resize, choose=_resizing)
 register(knp.Matmul, knp.Dot, knp.Einsum, rule=Rule())
 register(layers.Dot, choose=_dot)

@@ -2,13 +2,18 @@
 
 A tensor gets a range if the `.tflite` really has that tensor: after conv + BatchNormalization + ReLU, not between;
 not after an op that keeps the scale of its input (pooling, reshape); not after an op whose output scale TFLite fixes
-(softmax, sigmoid, tanh); and not on the inputs of a concatenation that nothing else reads, which share the scale of
-its output.
+(softmax, sigmoid, tanh). What goes into a concatenation has one range with what comes out of it, as the converter does
+it: otherwise the file would have a QUANTIZE before it. It is measured behind the concatenation.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass
 
+import keras
+import numpy as np
+from keras.src.ops import numpy as knp
+
+from kdopt.graph.inline import Ref
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot.bridge import Blueprint
 from kdopt.quantization.tfmot.schemes import Scheme
@@ -23,6 +28,13 @@ _KEEPS_SCALE = {
     *("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Cropping1D", "Cropping2D", "Cropping3D"),
     *("UpSampling1D", "UpSampling3D"),
 }
+# Of `keras.ops`, which stay Keras 3 code.
+_MOVES = {
+    *("Split", "GetItem", "Reshape", "Transpose", "Squeeze", "ExpandDims", "Repeat", "Pad"),
+    *("MaxPool", "AveragePool", "Max", "Amax"),
+}
+_ROUNDS = "AveragePool"
+_JOINS = {"Concatenate", "Maximum", "Minimum"}
 _FIXED_SCALE = {"softmax", "sigmoid", "tanh"}
 # A BatchNormalization after one of these is folded into the kernel by the converter.
 _FOLDS_NORM = {"Conv2D", "DepthwiseConv2D", "Dense"}
@@ -43,11 +55,13 @@ class Placement:
 
     Args:
         tensors: Numbers of the tensors that get a range.
+        shared: Number of a tensor -> that of the tensor in `tensors` whose range it is rounded to.
         kernels: Names of the steps whose kernel is quantized.
         report: One record a source layer, in order.
     """
 
     tensors: frozenset[int]
+    shared: dict[int, int]
     kernels: frozenset[str]
     report: tuple[LayerReport, ...]
 
@@ -78,7 +92,34 @@ class _Placer:
         tensors = {index for index in floats if self.consumers[index]}
         tensors |= {i for step in self.blueprint.steps for i in step.outputs if self.needs_range(step, i)}
         kernels = frozenset(step.name for step in self.blueprint.steps if step.kernel and self.rounds_kernels)
-        return Placement(frozenset(tensors), kernels, self.records(tensors))
+        shared = self.shared(tensors)
+        return Placement(frozenset(tensors - set(shared)), shared, kernels, self.records(tensors))
+
+    def shared(self, tensors: set[int]) -> dict[int, int]:
+        """Tensors that go into a concatenation, moved or not -> the last tensor of the same range."""
+        after: dict[int, int] = {}
+
+        def last(number: int) -> int:
+            while number in after:
+                number = after[number]
+            return number
+
+        for step in self.blueprint.steps:
+            for number in step.inputs if step.kind in _JOINS else ():
+                root = last(self.origin(number))
+                if root >= 0 and root != step.outputs[0]:
+                    after[root] = step.outputs[0]
+        roots = {number: last(number) for number in after}
+        return {number: root for number, root in roots.items() if number in tensors and root in tensors}
+
+    def origin(self, number: int) -> int:
+        """The tensor whose range a tensor has, -1 without a trained one."""
+        before = self.producer.get(number)
+        while before is not None and keeps_scale(before):
+            number = before.inputs[0]
+            before = self.producer.get(number)
+        trained = before is None or not (fixes_scale(before) or is_recurrent(before))
+        return number if trained and self.is_float(number) else -1
 
     def is_float(self, index: int) -> bool:
         return self.dtypes.get(index, "float32").startswith("float")
@@ -96,11 +137,19 @@ class _Placer:
         after = self.only_consumer(index)
         if after is None:
             return True
-        if after.kind == "Concatenate":
+        if self.joins(after):
             return False
         if is_relu(after) and (step.kernel or step.kind in _FUSES_RELU) and step.activation == "linear":
             return False
+        if adds_number(after) and step.kernel and step.activation == "linear":
+            return False
         return not self.folds(step, after)
+
+    def joins(self, step: Step | None) -> bool:
+        """Whether a concatenation gives its scale to what the step reads, perhaps through others that keep values."""
+        while step is not None and keeps_scale(step) and not rounds(step) and len(step.outputs) == 1:
+            step = self.only_consumer(step.outputs[0])
+        return step is not None and step.kind in _JOINS
 
     def folds(self, step: Step, after: Step) -> bool:
         """Whether `after` is a BatchNormalization that disappears into the kernel of `step`."""
@@ -108,9 +157,15 @@ class _Placer:
             after.kind == "BatchNormalization"
             and step.kind in _FOLDS_NORM
             and step.activation == "linear"
-            and self.calls[step.name] == self.calls[after.name] == 1
             and _is_last_axis(step, after)
+            and self.are_paired(step, after)
         )
+
+    def are_paired(self, step: Step, norm: Step) -> bool:
+        """Whether every call of a layer goes to a normalization that is called on nothing else."""
+        made = [one.outputs[0] for one in self.blueprint.steps if one.name == step.name]
+        readers = [self.only_consumer(number) for number in made]
+        return len(made) == self.calls[norm.name] and all(one is not None and one.name == norm.name for one in readers)
 
     def records(self, tensors: set[int]) -> tuple[LayerReport, ...]:
         by_source: dict[str, list[Step]] = defaultdict(list)
@@ -165,7 +220,23 @@ def keeps_scale(step: Step) -> bool:
     """Whether TFLite gives output and input one scale."""
     linear = step.kind == "Activation" and step.activation == "linear"
     nearest = step.kind == "UpSampling2D" and step.config.get("interpolation") == "nearest"
-    return step.kind in _KEEPS_SCALE or linear or nearest or bool(step.extra.get("identity"))
+    return step.kind in _KEEPS_SCALE or linear or nearest or moves(step) or bool(step.extra.get("identity"))
+
+
+def moves(step: Step) -> bool:
+    """Whether the step is of `keras.ops` and moves or picks values."""
+    if step.kind != "Opaque" or not type(step.config["call"].operation).__module__.startswith("keras.src.ops."):
+        return False
+    call = step.config["call"]
+    constants = [leaf for leaf in keras.tree.flatten((call.args[1:], call.kwargs)) if not isinstance(leaf, Ref)]
+    kind = type(call.operation).__name__
+    return kind in _MOVES and not (kind == "Pad" and any(constants))
+
+
+def rounds(step: Step) -> bool:
+    """Whether a step that keeps the scale has values between the steps of its input."""
+    kind = type(step.config["call"].operation).__name__ if step.kind == "Opaque" else step.kind
+    return kind.startswith(_ROUNDS)
 
 
 def fixes_scale(step: Step) -> bool:
@@ -178,6 +249,15 @@ def is_relu(step: Step) -> bool:
     config = step.config
     plain = not config.get("negative_slope") and not config.get("threshold") and config.get("max_value") in (None, 6.0)
     return step.kind == "ReLU" and plain
+
+
+def adds_number(step: Step) -> bool:
+    """Whether the step adds a number to a tensor, which the converter makes part of the bias before it."""
+    if step.kind != "Opaque" or type(step.config["call"].operation) is not knp.Add:
+        return False
+    call = step.config["call"]
+    numbers = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if not isinstance(leaf, Ref)]
+    return len(numbers) == 1 and np.size(numbers[0]) == 1
 
 
 def is_recurrent(step: Step) -> bool:

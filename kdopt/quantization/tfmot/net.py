@@ -65,6 +65,7 @@ class QuantizedNet:
         self.kernels: list[Kernel] = []
         self.ranges: dict[int, tuple[str, str, Any, Any]] = {}
         self._producers = {index: step for step in self.blueprint.steps for index in step.outputs}
+        self._rounding: dict[int, tuple[str, str, Any]] = {}
         self._names: set[str] = set()
         net = emit(self.blueprint, self._wrap_layer, self._wrap_tensor)
         self.model, self._weights, self.layers = net.model, net.variables, net.layers
@@ -143,8 +144,19 @@ class QuantizedNet:
         return wrapper
 
     def _wrap_tensor(self, index: int, tensor: Any) -> Any:
-        if index not in self.placement.tensors:
+        root = self.placement.shared.get(index, index)
+        if root not in self.placement.tensors:
             return tensor
+        if root not in self._rounding:
+            self._rounding[root] = self._new_rounding(root)
+        source, name, layer = self._rounding[root]
+        # A range that several tensors share follows the last of them, which holds the others.
+        result = layer(tensor) if root == index else layer(tensor, training=False)
+        self.ranges[root] = (source, name, layer.quantizer_vars["min_var"], layer.quantizer_vars["max_var"])
+        return result
+
+    def _new_rounding(self, index: int) -> tuple[str, str, Any]:
+        """(source layer, name, layer that rounds) for a range."""
         step = self._producers.get(index)
         if step is None:
             source = next(entry.name for entry in self.blueprint.trace.inputs if entry.index == index)
@@ -153,12 +165,8 @@ class QuantizedNet:
             source = step.source
             name = "output" + step.name.removeprefix(step.source)
         name = self._unique(source, name)
-        layer = quantizers.tensor_layer(
-            scope_name(f"{source}.{name}_range"), is_input=step is None, batches=self.batches
-        )
-        result = layer(tensor)
-        self.ranges[index] = (source, name, layer.quantizer_vars["min_var"], layer.quantizer_vars["max_var"])
-        return result
+        scope = scope_name(f"{source}.{name}_range")
+        return source, name, quantizers.tensor_layer(scope, is_input=step is None, batches=self.batches)
 
     def _unique(self, source: str, name: str) -> str:
         number, candidate = 0, name

@@ -44,6 +44,12 @@ def slopes():
 CURVES = (
     "elu selu celu softplus mish softsign log_sigmoid tanh_shrink soft_shrink squareplus sparse_plus sparse_sigmoid"
 )
+
+
+def holes(filters, padding="same"):
+    return L.Conv1D(filters, 3, dilation_rate=3, padding=padding)
+
+
 GROUPS = {
     "convolutions": {
         "conv": lambda x: L.Conv2D(6, 3)(x),
@@ -64,6 +70,7 @@ GROUPS = {
         "separable": lambda x: L.SeparableConv1D(5, 3)(sequence(x)),
         "transposed": lambda x: L.Conv1DTranspose(4, 3, strides=2)(sequence(x)),
         "normed": lambda x: L.ReLU()(L.BatchNormalization()(L.Conv1D(5, 3)(sequence(x)))),
+        "two with holes": lambda x: L.Add()([holes(5)(sequence(x)), holes(5, padding="causal")(sequence(x))]),
     },
     "normalizations": {
         "conv": lambda x: L.ReLU(6.0)(L.BatchNormalization()(L.Conv2D(6, 3, use_bias=False)(x))),
@@ -107,6 +114,9 @@ GROUPS = {
         "mean": lambda x: ops.mean(x, axis=1),
         "global max": lambda x: L.GlobalMaxPooling2D()(x),
         "max": lambda x: L.MaxPooling2D(2)(x),
+        "poolings of ops": lambda x: ops.average_pool(ops.max_pool(x, 3, 1), 2),
+        "padding of ops": lambda x: ops.pad(x, [[0, 0], [1, 0], [0, 2], [0, 0]]),
+        "reflected": lambda x: ops.pad(x, [[0, 0], [1, 0], [0, 2], [0, 0]], mode="reflect"),
         "upsampling": lambda x: L.UpSampling2D(2)(x),
         "padding": lambda x: L.ZeroPadding2D(1)(x),
         "cropping": lambda x: L.Cropping2D(1)(x),
@@ -179,7 +189,7 @@ GROUPS = {
         "bidirectional gru": lambda x: L.Bidirectional(L.GRU(2, reset_after=False), merge_mode="ave")(times(x)),
         "bidirectional lstm": lambda x: L.Bidirectional(L.LSTM(3, return_sequences=True))(series(x)),
     },
-    # Fixed-point products of TFLite's own, not of our rounding.
+    # Fixed-point products of TFLite's own, or a bias rounded after a number is added to it; not of our rounding.
     "within one step": {
         "leaky_relu": lambda x: L.LeakyReLU(0.2)(x),
         "prelu": lambda x: L.PReLU(alpha_initializer=slopes(), shared_axes=[1, 2])(L.Conv2D(3, 1)(x)),
@@ -192,6 +202,8 @@ GROUPS = {
         "concatenate twice": lambda x: L.Concatenate()([L.Concatenate()([L.Conv2D(3, 1)(x), x]), L.Conv2D(2, 1)(x)]),
         "bilinear": lambda x: L.UpSampling2D(2, interpolation="bilinear")(x),
         "resizing": lambda x: L.Resizing(5, 5)(x),
+        "a number in the bias": lambda x: L.ReLU(6.0)(L.Conv2D(3, 1)(x) + 3.0),
+        "a number in the bias, unseen": lambda x: L.Dense(4, activation="hard_sigmoid")(x),
         "matmul": lambda x: ops.matmul(ops.reshape(x, (-1, 8, 16)), ops.reshape(x, (-1, 16, 8))),
         "einsum_dense": lambda x: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")(sequence(x)),
     },
