@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from keras import layers as L
+from qat_quality import cifar, ds_cnn
 
 import tflite_export
 from kdopt.quantization import quantize_aware
@@ -29,12 +30,6 @@ def fashion(count=20_000, test=5_000):
     (x, y), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
     x, x_test = (images[..., None].astype("float32") / 255 for images in (x, x_test))
     return (x[:count], y[:count]), (x_test[:test], y_test[:test])
-
-
-def cifar(folder):
-    with np.load(folder / "cifar10" / "cifar10_jpeg.npz") as file:
-        x, y, x_test, y_test = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    return (x.astype("float32"), y.reshape(-1)), (x_test.astype("float32"), y_test.reshape(-1))
 
 
 def without_softmax(model):
@@ -84,6 +79,57 @@ def mobilenetv3(folder):
     return trained(net, data, 8), data, test
 
 
+def scaled(folder, count=None):
+    """Images in [-1, 1]."""
+    (x, y), (x_test, y_test) = cifar(folder)
+    return (x[:count] / 127.5 - 1, y[:count]), (x_test / 127.5 - 1, y_test)
+
+
+def mobilenetv2(folder):
+    net = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=10, classifier_activation=None)
+    data, test = scaled(folder)
+    return trained(net, data, 4), data, test
+
+
+def efficientnet(folder):
+    net = keras.applications.EfficientNetB0(
+        input_shape=(32, 32, 3), weights=None, classes=10, classifier_activation=None
+    )
+    data, test = cifar(folder)
+    return trained(net, (data[0][:4000], data[1][:4000]), 2), (data[0][:4000], data[1][:4000]), test
+
+
+def spoken(folder):
+    net, data, test = ds_cnn(folder)
+    return trained(net, data, 12), data, test
+
+
+def unet(folder):
+    """Which pixels of a noisy garment are bright: two classes a pixel."""
+
+    def pair(x, filters):
+        for _ in range(2):
+            x = L.ReLU()(L.BatchNormalization()(L.Conv2D(filters, 3, padding="same", use_bias=False)(x)))
+        return x
+
+    inputs = keras.Input((28, 28, 1))
+    first = pair(inputs, 8)
+    second = pair(L.MaxPooling2D()(first), 16)
+    x = pair(L.MaxPooling2D()(second), 32)
+    x = pair(L.Concatenate()([L.Conv2DTranspose(16, 2, 2)(x), second]), 16)
+    x = pair(L.Concatenate()([L.UpSampling2D(interpolation="bilinear")(x), first]), 8)
+    net = keras.Model(inputs, L.Conv2D(2, 1)(x))
+    random = np.random.default_rng(0)
+
+    def task(images):
+        noisy = images + random.normal(0, 0.3, images.shape).astype("float32")
+        return noisy, (images[..., 0] > 0.5).astype("int32")
+
+    (x, _), (x_test, _) = fashion(4_000, 500)
+    data, test = task(x), task(x_test)
+    return trained(net, data, 2), data, test
+
+
 def transformer(folder):
     inputs = keras.Input((28, 28, 1))
     x = L.Reshape((49, 32))(L.Conv2D(32, 4, strides=4)(inputs))
@@ -107,7 +153,11 @@ NETS = {
     "lenet-5": lenet_5,
     "resnet8": resnet8,
     "mobilenet": mobilenet,
+    "ds-cnn": spoken,
+    "mobilenetv2": mobilenetv2,
     "mobilenetv3": mobilenetv3,
+    "efficientnetb0": efficientnet,
+    "u-net": unet,
     "transformer": transformer,
     "lstm": recurrent,
 }
@@ -145,7 +195,7 @@ def run(content, integers, xnnpack):
 
 def beside(one, other, step):
     gap = np.abs(one - other) / step
-    same = np.mean(one.argmax(1) == other.argmax(1))
+    same = np.mean(one.argmax(-1) == other.argmax(-1))
     return f"{gap.mean():.3f} | {np.quantile(gap, 0.999):.2f} | {gap.max():.0f} | {100 * same:.2f}"
 
 
@@ -174,7 +224,7 @@ def main():
             logits = model.predict(seen, verbose=0)
             (file, step), (reference, _) = run(content, integers, True), run(content, integers, False)
             right = " | ".join(
-                f"{100 * np.mean(z.argmax(1) == y):.2f}" for z in (net.predict(x, verbose=0), logits, file)
+                f"{100 * np.mean(z.argmax(-1) == y):.2f}" for z in (net.predict(x, verbose=0), logits, file)
             )
             print(
                 f"| {name} | {engine} | {right} | {beside(logits, file, step)} | {beside(file, reference, step)} |",

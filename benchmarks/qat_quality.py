@@ -7,8 +7,8 @@
 Each net is trained in float, a net for each seed (ResNet8 is loaded, its seeds are those of the fine-tuning); all
 methods that train do so for the same epochs on the same batches from the same float net with Adam at 1e-4 and cosine
 decay, `float-longer` without rounding. What is measured is the exported file, run on the test set: all methods export
-int8, `int4-dense` with dense kernels of 4 bits. `tfmot` is tfmot's `quantize_model` on the same net in tf_keras.
-Calibration: 256 training samples. Every run adds a line to `--file`; runs that are there already are left out, so the
+int8, `int4-dense` with dense kernels of 4 bits, `3-bits` with kernels of 3. `tfmot` is tfmot's `quantize_model` on the
+same net in tf_keras. Calibration: 256 training samples. Every run adds a line to `--file`; runs that are there already are left out, so the
 same command resumes.
 """
 
@@ -130,7 +130,7 @@ class Run:
         return tflite_export.convert(fit(copy, self.data, self.epochs, 1e-4), "float32")
 
     def after_training(self, **options):
-        return tflite_export.convert(post_training(self.net, self.sample, **options), "int8")
+        return tflite_export.convert(post_training(self.net, self.sample, verbose=0, **options), "int8")
 
     def tfmot(self):
         from kdopt.quantization.tfmot.backend import load
@@ -148,6 +148,8 @@ METHODS = {
     "int8": lambda run: tflite_export.convert(run.net, "int8", run.sample),
     "post_training": Run.after_training,
     "post_training-adaptive": lambda run: run.after_training(rounding="adaptive"),
+    "post_training-3-bits": lambda run: run.after_training(layers={L.Layer: 3}),
+    "post_training-3-bits-adaptive": lambda run: run.after_training(layers={L.Layer: 3}, rounding="adaptive"),
     "tfmot": Run.tfmot,
     "kdopt-tfmot": Run.trained,
     "native-ema": lambda run: run.trained(engine="native"),
