@@ -8,8 +8,8 @@ Each net is trained in float, a net for each seed (ResNet8 is loaded, its seeds 
 methods that train do so for the same epochs on the same batches from the same float net with Adam at 1e-4 and cosine
 decay, `float-longer` without rounding. What is measured is the exported file, run on the test set: all methods export
 int8, `int4-dense` with dense kernels of 4 bits, `3-bits` with kernels of 3. `tfmot` is tfmot's `quantize_model` on the
-same net in tf_keras. Calibration: 256 training samples. Every run adds a line to `--file`; runs that are there already are left out, so the
-same command resumes.
+same net in tf_keras. Calibration: 256 training samples. Every run adds a line to `--file`; runs that are there already
+are left out, so the same command resumes.
 """
 
 import argparse
