@@ -6,7 +6,7 @@ alone are integers are put right here, after it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,13 +67,15 @@ def patch(content: bytes, kernels: Iterable[Mapping[str, Any]], integer: bool) -
         if axis is None:
             continue
         number = int(operator.inputs[1])
-        kernel = taken.get(number) or _match(file, number, axis, wanted)
-        if kernel is None:
+        first = number not in taken
+        if first and (found := _match(file, number, axis, wanted)) is not None:
+            taken[number] = found[1]
+            for same in wanted:  # a layer that is called again
+                if np.array_equal(same.values, found[0].values):
+                    missing.pop(id(same), None)
+        if number not in taken:
             continue
-        for same in wanted:  # a layer that is called again
-            if same.values.shape == kernel.values.shape and np.array_equal(same.values, kernel.values):
-                missing.pop(id(same), None)
-        first, taken[number] = number not in taken, kernel
+        kernel = taken[number]
         if not integer:
             if first:
                 _store_beside(file, number, axis, kernel, file.kind(operator))
@@ -118,23 +120,30 @@ def of_float_file(content: bytes) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _match(file: FileObjects, number: int, axis: int, wanted: list[Kernel]) -> Kernel | None:
-    """The kernel whose values a constant holds, each within half of its step in the file."""
+def _match(file: FileObjects, number: int, axis: int, wanted: list[Kernel]) -> tuple[Kernel, Kernel] | None:
+    """The kernel whose values a constant holds, each within half of its step in the file; and as it is there, where a
+    rescaling before the operation may have become a factor of it."""
     stored = file.values(number)
     if stored is None:
         return None
     matrix = np.moveaxis(stored, axis, 0).reshape(stored.shape[axis], -1)
-    slack = file.steps(number)
     for kernel in wanted:
         if kernel.values.shape != matrix.shape:
             continue
-        if slack is None:
-            near = np.allclose(kernel.values, matrix, rtol=1e-4, atol=1e-6 * float(np.abs(matrix).max(initial=0.0)))
-        else:
-            near = bool(np.all(np.abs(kernel.values - matrix) <= 0.51 * np.reshape(slack, (-1, 1)) + 1e-12))
-        if near:
-            return kernel
+        if _near(kernel.values, matrix, file.steps(number)):
+            return kernel, kernel
+        size = float(np.sum(kernel.values.astype(np.float64) ** 2))
+        factor = float(np.sum(kernel.values * matrix.astype(np.float64))) / size if size else 0.0
+        if factor > 0 and _near(kernel.values * factor, matrix, file.steps(number)):
+            steps = None if kernel.steps is None else kernel.steps * factor
+            return kernel, replace(kernel, values=kernel.values * factor, steps=steps)
     return None
+
+
+def _near(values: np.ndarray, matrix: np.ndarray, steps: np.ndarray | None) -> bool:
+    if steps is None:
+        return bool(np.allclose(values, matrix, rtol=1e-4, atol=1e-6 * float(np.abs(matrix).max(initial=0.0))))
+    return bool(np.all(np.abs(values - matrix) <= 0.51 * np.reshape(steps, (-1, 1)) + 1e-12))
 
 
 def _arranged(file: FileObjects, number: int, axis: int, matrix: np.ndarray) -> np.ndarray:

@@ -34,8 +34,8 @@ def pair(x):
 
 
 def gate(x):
-    """A hard sigmoid as MobileNetV3 writes it: the number goes into the bias."""
-    made = L.Conv2D(2, 3, padding="same")(x)
+    """A hard sigmoid as MobileNetV3 writes it: its number goes into the bias; that of a rescaling into the kernel."""
+    made = L.Conv2D(2, 3)(L.ZeroPadding2D(1)(L.Rescaling(1 / 255)(x)))
     return L.Multiply()([made, L.ReLU(6.0)(L.Conv2D(2, 1)(made) + 3.0) * (1 / 6)])
 
 

@@ -191,7 +191,7 @@ class Pass:
             return x
         low, high = grid.limits or self.limits[grid.row or 0]
         is_loss = grid.limits and self.training and number in self.placement.traced.outputs
-        step = step_of(low, high, self.bits)
+        step = step_of(low, high, self.bits) * grid.factor
         if self.mode == "rounded" and grid.rounds and not is_loss:
             made = (round_between if grid.limits is None else fake_quantize)(x, low, high, self.bits)
             x = _masked_like(self.begun(made, x), x)

@@ -14,8 +14,11 @@ import numpy as np
 from keras.src.ops import numpy as knp
 
 from kdopt.graph.inline import Ref, Trace
+from kdopt.quantization.native.rules import Rule
 from kdopt.quantization.native.steps import Step, steps_of
 from kdopt.quantization.schemes import Schemes
+
+_IMAGES = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Grid:
         own: Whether the range is that of this tensor: it follows its values, and the converter is told. Others share
             one with it, and the converter concludes that.
         rounds: Whether the tensor is rounded; False where the values are on the grid already, or are rounded later.
+        factor: What its steps are larger than those of its range.
     """
 
     row: int | None
     limits: tuple[float, float] | None = None
     own: bool = False
     rounds: bool = True
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class _Placer:
         self._read()
         self.steps = self._with_norms()
         self._read()
+        self.steps = [self._with_factor(step) for step in self.steps]
+        self._read()
         self.producer = {number: step for step in self.steps for number in step.outputs}
         self.grids: dict[int, Grid] = {}
         self.names: list[str] = []
@@ -134,6 +141,20 @@ class _Placer:
             for number, reader in zip(made, readers, strict=True)
         )
 
+    def _with_factor(self, step: Step) -> Step:
+        """A rescaling by a number before a convolution computes nothing in the file: it is part of the kernel."""
+        layer = step.operation
+        if type(layer) is not keras.layers.Rescaling or np.any(layer.offset) or not self.is_float(step.inputs[0]):
+            return step
+        if np.size(layer.scale) > 1 or np.min(layer.scale) <= 0:
+            return step
+        after = self.only_reader(step.outputs[0])
+        while after is not None and isinstance(after.operation, keras.layers.ZeroPadding2D):
+            after = self.only_reader(after.outputs[0])
+        if after is None or type(after.operation) not in _IMAGES:
+            return step
+        return replace(step, rule=Rule("input", factor=np.asarray(layer.scale, "float64").item()))
+
     def place(self) -> Placement:
         for entry in self.traced.inputs:
             if self.bits and self.is_float(entry.index) and self.readers[entry.index]:
@@ -166,7 +187,8 @@ class _Placer:
                     self.grids[number] = Grid(None, step.rule.limits)
                 elif keeps_scale(step) and step.inputs[0] in self.grids:
                     before = self.grids[step.inputs[0]]
-                    self.grids[number] = replace(before, own=False, rounds=step.rule.rounds)
+                    factor = before.factor * step.rule.factor
+                    self.grids[number] = replace(before, own=False, rounds=step.rule.rounds, factor=factor)
 
     def symmetric(self, inside: set[int]) -> frozenset[int]:
         """The ranges with zero point 0."""

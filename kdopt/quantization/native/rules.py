@@ -19,6 +19,7 @@ class Rule:
             demands of poolings and reshapes. `"joined"`: one scale for inputs and output (concatenation). `"fixed"`:
             `limits`, which TFLite prescribes (softmax). `"float"`: TFLite has no int8 kernel.
         limits: Smallest and largest value of a fixed scale.
+        factor: What integers with the scale of the input are worth more; it becomes part of the next kernel.
         rounds: Whether an output with the scale of the input has values between the input's steps (average pooling).
         identity: Whether nothing of it is left in the file (dropout).
         relu: Whether TFLite fuses it, a ReLU, into the operation before it; its output has nothing below 0.
@@ -35,6 +36,7 @@ class Rule:
 
     output: Output = "trained"
     limits: tuple[float, float] | None = None
+    factor: float = 1.0
     rounds: bool = False
     identity: bool = False
     relu: bool = False

@@ -132,7 +132,7 @@ class _Placer:
     def needs_range(self, step: Step, index: int) -> bool:
         if not self.is_float(index) or keeps_scale(step) or fixes_scale(step) or is_recurrent(step):
             return False
-        if step.kind in _STAYS_FLOAT:
+        if step.kind in _STAYS_FLOAT or self.is_in_kernel(step):
             return False
         after = self.only_consumer(index)
         if after is None:
@@ -144,6 +144,17 @@ class _Placer:
         if adds_number(after) and step.kernel and step.activation == "linear":
             return False
         return not self.folds(step, after)
+
+    def is_in_kernel(self, step: Step) -> bool:
+        """Whether the step is a rescaling by a number, which the converter makes part of the convolution after it."""
+        if step.kind != "Rescaling" or np.any(step.config["offset"]):
+            return False
+        if np.size(step.config["scale"]) > 1 or np.min(step.config["scale"]) <= 0:
+            return False
+        after = self.only_consumer(step.outputs[0])
+        while after is not None and after.kind == "ZeroPadding2D":
+            after = self.only_consumer(after.outputs[0])
+        return after is not None and after.kind in ("Conv2D", "DepthwiseConv2D")
 
     def joins(self, step: Step | None) -> bool:
         """Whether a concatenation gives its scale to what the step reads, perhaps through others that keep values."""
