@@ -122,7 +122,7 @@ def of_float_file(content: bytes) -> list[dict[str, Any]]:
 
 def _match(file: FileObjects, number: int, axis: int, wanted: list[Kernel]) -> tuple[Kernel, Kernel] | None:
     """The kernel whose values a constant holds, each within half of its step in the file; and as it is there, where a
-    rescaling before the operation may have become a factor of it."""
+    rescaling before or behind the operation may have become a factor of it."""
     stored = file.values(number)
     if stored is None:
         return None
@@ -132,12 +132,19 @@ def _match(file: FileObjects, number: int, axis: int, wanted: list[Kernel]) -> t
             continue
         if _near(kernel.values, matrix, file.steps(number)):
             return kernel, kernel
-        size = float(np.sum(kernel.values.astype(np.float64) ** 2))
-        factor = float(np.sum(kernel.values * matrix.astype(np.float64))) / size if size else 0.0
-        if factor > 0 and _near(kernel.values * factor, matrix, file.steps(number)):
-            steps = None if kernel.steps is None else kernel.steps * factor
-            return kernel, replace(kernel, values=kernel.values * factor, steps=steps)
+        factors = _factors(kernel.values, matrix)
+        moved = kernel.values * factors[:, None]
+        if np.all(factors) and matrix.shape[1] > 1 and _near(moved, matrix, file.steps(number)):
+            steps = None if kernel.steps is None else kernel.steps * np.abs(factors)
+            return kernel, replace(kernel, values=moved, steps=steps, bias=None)
     return None
+
+
+def _factors(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """What each channel of a kernel has to be multiplied by to come nearest to another one; 1 for one of zeros."""
+    own, other = values.astype(np.float64), matrix.astype(np.float64)
+    sizes = np.sum(own**2, axis=1)
+    return np.where(sizes == 0, 1.0, np.sum(own * other, axis=1) / np.where(sizes == 0, 1.0, sizes))
 
 
 def _near(values: np.ndarray, matrix: np.ndarray, steps: np.ndarray | None) -> bool:

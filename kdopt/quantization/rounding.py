@@ -110,11 +110,11 @@ def round_adaptively(
         if not calls[id(step.operation)]:
             return output
         products = rounded.products(step)
-        if calls[id(step.operation)] > 1 or len(products) != 1:
-            reason = "it is called several times" if len(products) == 1 else "it is no convolution or dense layer"
+        if calls[id(step.operation)] > 1 or not products:
+            reason = "it is called several times" if products else "it is no convolution or dense layer"
             records[id(step.operation)] = LayerRounding(step.layer, "nearest", reason=reason)
         else:
-            output, record = _adapted(step, products[0], output, exact, rounded, iterations)
+            output, record = _adapted(step, products[-1], output, exact, rounded, iterations)
             records[id(step.operation)] = record
         bar.add(1)
         return output
@@ -191,7 +191,7 @@ def _adapted(
         difference = relu(ops.cast(y, "float32")) - relu(ops.cast(exact.values[step.outputs[0]], "float32"))
         return float(ops.mean(ops.square(difference)))
 
-    (expected,) = exact.products(step)
+    *_, expected = exact.products(step)  # of a separable convolution the last
     made = adapt(kernel, fits, behind, product.x, relu(ops.cast(expected.output, "float32")), iterations)
     variable.assign(made)
     after = kernel_grid(placement, step, variable, product.axes)

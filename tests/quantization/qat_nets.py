@@ -208,7 +208,7 @@ def inputs_of(model, seed, samples):
     from kdopt.graph.trace import graph_of
 
     random = np.random.default_rng(seed)
-    bright = any(isinstance(layer, L.Rescaling) for layer in model._flatten_layers())
+    bright = any(isinstance(layer, (L.Rescaling, L.Normalization)) for layer in model._flatten_layers())
 
     def draw(tensor):
         shape = (samples, *(side or 12 for side in tensor.shape[1:]))

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.applications.convnext import LayerScale
 from keras.src.ops import numpy as knp
 
 from kdopt.graph.inline import Ref, Trace
@@ -263,7 +264,7 @@ class _Placer:
         after = self.only_reader(number)
         if after is None:
             return True
-        return not (after.rule.relu and step.rule.fuses_relu) and not (step.rule.fuses_norm and shifts(after))
+        return not (after.rule.relu and step.rule.fuses_relu) and not (step.rule.fuses_norm and is_absorbed(after))
 
     def only_reader(self, number: int) -> Step | None:
         """The one step that reads a tensor in the file, None if several do or it is an output of the model."""
@@ -292,9 +293,9 @@ def keeps_scale(step: Step) -> bool:
     return step.rule.identity or step.rule.output == "input"
 
 
-def shifts(step: Step) -> bool:
-    """Whether a step first adds a number to a tensor, which the converter makes part of the bias before it."""
-    if step.operation is keras.activations.hard_sigmoid:
+def is_absorbed(step: Step) -> bool:
+    """Whether a step adds a number or multiplies by one for each channel, as part of the kernel and bias before it."""
+    if step.operation is keras.activations.hard_sigmoid or isinstance(step.operation, LayerScale):
         return True
     numbers = [leaf for leaf in keras.tree.flatten((step.args, step.kwargs)) if not isinstance(leaf, Ref)]
     return type(step.operation) is knp.Add and len(numbers) == 1 and np.size(numbers[0]) == 1

@@ -2,11 +2,13 @@
 
 import re
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
+from keras.src.applications.convnext import LayerScale
 from keras.src.ops import image, nn
 from keras.src.ops import numpy as knp
 
@@ -76,7 +78,8 @@ def separable(scope: Any, layer: Any, inputs: Any) -> Any:
     def pointwise(x: Any, weights: Any) -> Any:
         return ops.conv(x, weights, 1, "valid", layer.data_format)
 
-    between = spatial(inputs, ops.cast(scope.weight(layer.depthwise_kernel, axes=(-2, -1)), inputs.dtype))
+    first = SimpleNamespace(kernel=layer.depthwise_kernel, bias=None, compute_dtype=layer.compute_dtype)
+    between = scope.without_norm().linear(first, inputs, axes=(-2, -1), call=spatial)
     return scope.linear(layer, scope.inner("depthwise", between), kernel="pointwise_kernel", call=pointwise)
 
 
@@ -99,6 +102,14 @@ def _rescaled(layer: Any) -> tuple[Any, Any]:
         return layer.scale, layer.offset
     deviation = ops.maximum(ops.sqrt(layer.variance), keras.config.epsilon())
     return (deviation, layer.mean) if layer.invert else (1.0 / deviation, -layer.mean / deviation)
+
+
+@quantization_rule(LayerScale)
+def layer_scale(scope: Any, layer: Any, inputs: Any) -> Any:
+    """What has no range comes from a kernel, which it becomes a part of."""
+    if scope.step_of(inputs) is None:
+        return layer(inputs)
+    return scope.scaled(inputs, lambda: (ops.cast(layer.gamma, "float32"), ops.zeros_like(layer.gamma)))
 
 
 def _by_channel(scope: Any, layer: Any, inputs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -23,6 +24,10 @@ class Scope:
     def part(self, name: str) -> "Scope":
         """For a layer inside the layer, whose ranges are named `name.range`."""
         return Scope(self._run, self._step, f"{self._prefix}{name}.")
+
+    def without_norm(self) -> "Scope":
+        """For a part of the layer that the BatchNormalization behind it is not folded into."""
+        return Scope(self._run, replace(self._step, norm=None), self._prefix)
 
     def inner(self, name: str, x: Any) -> Any:
         """`x` rounded to the range `name` of the layer."""
@@ -175,6 +180,10 @@ class Scope:
         image = ops.reshape(x, [batch, *places, x.shape[-1]])
         y = ops.depthwise_conv(image, np.reshape(factor, (1, 1, -1, 1)), data_format="channels_last") + offset
         return ops.reshape(y, [batch, *x.shape[1:]])
+
+    def step_of(self, x: Any) -> Any:
+        """Step of a tensor, None if it is not rounded yet."""
+        return self._run.step_of(x)
 
     def constant(self, values: Callable[[], Any]) -> Any:
         """What a function of variables alone gives; numbers where a converter wants them."""

@@ -6,6 +6,7 @@ import pytest
 from int8_file import outputs_of
 from keras import layers as L
 from keras import ops
+from keras.src.applications.convnext import LayerScale
 
 import tflite_export
 from kdopt.quantization import quantize_aware
@@ -85,6 +86,8 @@ GROUPS = {
         "another axis": lambda x: L.BatchNormalization(axis=1)(L.MaxPooling2D()(x)),
         "normalization inverted": lambda x: L.Normalization(mean=[0.5, 0.1], variance=[2.0, 0.4], invert=True)(x),
         "rescaling": lambda x: L.Rescaling(2.0, 0.5)(x),
+        "scale of a layer": lambda x: LayerScale(0.5, 4)(L.Dense(4)(x)),
+        "scale of a layer, alone": lambda x: LayerScale(0.5, 2)(L.MaxPooling2D()(x)),
         "rescaling before a kernel": lambda x: L.Conv2D(3, 3)(L.ZeroPadding2D(1)(L.Rescaling(0.01)(x))),
         "rescaling by channel": lambda x: L.Rescaling([2.0, -1.0], [0.5, 0.2])(x),
         "normalization": lambda x: L.Normalization(mean=[0.5, 0.1], variance=[2.0, 0.4])(x),
