@@ -41,7 +41,7 @@ def convert(
     | `"float32"` | the reference |
     | `"float16"` | weights float16: half the size |
     | `"dynamic"` | weights int8, activations quantized at run time |
-    | `"int8_weights"` | weights int8, computes in float32 |
+    | `"int8_weights"` | kernels of convolutions and dense layers int8, computes in float32 |
     | `"int16x8"` | weights int8, activations int16, inputs and outputs too |
     | `"int8"` | everything int8, inputs and outputs too |
     | `"int8_float_io"` | everything int8 but inputs and outputs |

@@ -29,6 +29,7 @@ class Kernel:
         values: Array (channels, weights of a channel), float32, on the grid.
         steps: Array (channels,); None for a float kernel.
         bias: Array (channels,), not rounded; None for none.
+        plain: Whether the file has its integers anyway: it is only told so that it is not taken for another one.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class Kernel:
     values: np.ndarray
     steps: np.ndarray | None
     bias: np.ndarray | None
+    plain: bool = False
 
     @property
     def integers(self) -> np.ndarray:
@@ -59,31 +61,29 @@ def patch(content: bytes, kernels: Iterable[Mapping[str, Any]], integer: bool) -
     if not wanted:
         return content, frozenset()
     file = FileObjects(content)
-    taken: dict[int, Kernel] = {}
+    made: dict[tuple[int, int], int] = {}
     floats: set[str] = set()
-    missing = {id(kernel): kernel.layer for kernel in wanted}
+    missing = {id(kernel): kernel.layer for kernel in wanted if not kernel.plain}
     for operator in list(file.operators):
         axis = _CHANNELS.get(file.kind(operator))
-        if axis is None:
+        found = None if axis is None else _match(file, operator, axis, wanted)
+        if found is None or axis is None:
             continue
-        number = int(operator.inputs[1])
-        first = number not in taken
-        if first and (found := _match(file, number, axis, wanted)) is not None:
-            taken[number] = found[1]
-            for same in wanted:  # a layer that is called again
-                if np.array_equal(same.values, found[0].values):
-                    missing.pop(id(same), None)
-        if number not in taken:
+        kernel, number = found[1], int(operator.inputs[1])
+        for same in wanted:  # a layer that is called again
+            if np.array_equal(same.values, found[0].values):
+                missing.pop(id(same), None)
+        key = number, id(found[0])
+        if kernel.plain:
             continue
-        kernel = taken[number]
         if not integer:
-            if first:
-                _store_beside(file, number, axis, kernel, file.kind(operator))
+            _store_beside(file, number, axis, kernel, file.kind(operator))
         elif kernel.steps is None:
             floats.add(_leave_float(file, operator, axis, kernel))
         else:
-            if first:
-                _store(file, number, axis, kernel, file.kind(operator))
+            if key not in made:
+                made[key] = _stored(file, number, axis, kernel, file.kind(operator))
+            file.set_input(operator, 1, made[key])
             _store_bias(file, operator, kernel)
     if missing:
         names = ", ".join(dict.fromkeys(map(repr, missing.values())))
@@ -120,24 +120,50 @@ def of_float_file(content: bytes) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _match(file: FileObjects, number: int, axis: int, wanted: list[Kernel]) -> tuple[Kernel, Kernel] | None:
-    """The kernel whose values a constant holds, each within half of its step in the file; and as it is there, where a
-    rescaling before or behind the operation may have become a factor of it."""
+def _match(file: FileObjects, operator: Any, axis: int, wanted: list[Kernel]) -> tuple[Kernel, Kernel] | None:
+    """The kernel whose values an operation has, each within half of its step in the file; and as it is there, where a
+    rescaling before or behind the operation may have become a factor of it. Of several, that with the nearest bias."""
+    number = int(operator.inputs[1])
     stored = file.values(number)
     if stored is None:
         return None
     matrix = np.moveaxis(stored, axis, 0).reshape(stored.shape[axis], -1)
+    found = []
     for kernel in wanted:
-        if kernel.values.shape != matrix.shape:
-            continue
-        if _near(kernel.values, matrix, file.steps(number)):
-            return kernel, kernel
-        factors = _factors(kernel.values, matrix)
-        moved = kernel.values * factors[:, None]
-        if np.all(factors) and matrix.shape[1] > 1 and _near(moved, matrix, file.steps(number)):
-            steps = None if kernel.steps is None else kernel.steps * np.abs(factors)
-            return kernel, replace(kernel, values=moved, steps=steps, bias=None)
-    return None
+        as_there = _as_there(kernel, matrix, file.steps(number)) if kernel.values.shape == matrix.shape else None
+        if as_there is not None:
+            found.append((kernel, as_there))
+    bias = _bias(file, operator)
+    there = np.zeros(len(matrix)) if bias is None else bias
+
+    def distance(pair: tuple[Kernel, Kernel]) -> float:
+        return float(np.abs(there - (0 if pair[0].bias is None else pair[0].bias)).max(initial=0))
+
+    return min(found, key=distance, default=None)
+
+
+def _as_there(kernel: Kernel, matrix: np.ndarray, steps: np.ndarray | None) -> Kernel | None:
+    if _near(kernel.values, matrix, steps):
+        return kernel
+    factors = _factors(kernel.values, matrix)
+    moved = kernel.values * factors[:, None]
+    if not np.all(factors) or matrix.shape[1] == 1 or not _near(moved, matrix, steps):
+        return None
+    own = None if kernel.steps is None else kernel.steps * np.abs(factors)
+    return replace(kernel, values=moved, steps=own, bias=None)
+
+
+def _bias(file: FileObjects, operator: Any) -> np.ndarray | None:
+    place = _BIAS.get(file.kind(operator), 2)
+    has = len(operator.inputs) > place and operator.inputs[place] >= 0
+    return file.values(int(operator.inputs[place])) if has else None
+
+
+def _exact(kernel: Kernel, there: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
+    """The bias before rounding; that of the file where the converter has added something to it."""
+    if kernel.bias is None or steps is None:
+        return there
+    return kernel.bias if np.all(np.abs(there - kernel.bias) <= 1.01 * steps) else there
 
 
 def _factors(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -160,9 +186,12 @@ def _arranged(file: FileObjects, number: int, axis: int, matrix: np.ndarray) -> 
     return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, axis))
 
 
-def _store(file: FileObjects, number: int, axis: int, kernel: Kernel, kind: str) -> None:
+def _stored(file: FileObjects, number: int, axis: int, kernel: Kernel, kind: str) -> int:
+    """The number of a constant with the integers of a kernel, in place of another one."""
+    made = file.like(number)
     integers = _arranged(file, number, axis, kernel.integers)
-    file.set_integers(number, integers, _steps(file.steps(number), kernel), axis, _stored_bits(kernel, kind))
+    file.set_integers(made, integers, _steps(file.steps(number), kernel), axis, _stored_bits(kernel, kind))
+    return made
 
 
 def _stored_bits(kernel: Kernel, kind: str) -> int:
@@ -180,17 +209,14 @@ def _steps(before: np.ndarray | None, kernel: Kernel) -> np.ndarray:
 
 def _store_bias(file: FileObjects, operator: Any, kernel: Kernel) -> None:
     """The bias in whole products of the new steps and that of the input."""
-    place = _BIAS.get(file.kind(operator), 2)
-    number = int(operator.inputs[place]) if len(operator.inputs) > place else -1
-    if number < 0:
-        return
-    old, steps = file.values(number), file.steps(int(operator.inputs[1]))
-    data = 2 if file.kind(operator) == "TRANSPOSE_CONV" else 0
+    place, data = _BIAS.get(file.kind(operator), 2), 2 if file.kind(operator) == "TRANSPOSE_CONV" else 0
+    there, steps = _bias(file, operator), file.steps(int(operator.inputs[1]))
     step = file.steps(int(operator.inputs[data]))
-    if old is None or step is None or steps is None:
+    if there is None or step is None or steps is None:
         return
     scale = steps * np.float32(step[0])
-    integers = np.rint((old if kernel.bias is None else kernel.bias) / scale.astype(np.float64))
+    exact = _exact(kernel, there, file.steps(int(operator.inputs[place])))
+    integers = np.rint(exact / scale.astype(np.float64))
     if np.abs(integers).max(initial=0) > np.iinfo(np.int32).max:
         raise ConversionError(
             f"The bias of layer {kernel.layer!r} does not fit 32 bits at the step of its kernel, which is as small as "
@@ -203,8 +229,9 @@ def _leave_float(file: FileObjects, operator: Any, axis: int, kernel: Kernel) ->
     """An operation in floating point between a DEQUANTIZE and a QUANTIZE; the name of what it makes."""
     kind = file.kind(operator)
     place = _BIAS.get(kind, 2)
-    if len(operator.inputs) > place and operator.inputs[place] >= 0:
-        bias = file.values(int(operator.inputs[place])) if kernel.bias is None else kernel.bias
+    there = _bias(file, operator)
+    if there is not None:
+        bias = _exact(kernel, there, file.steps(int(operator.inputs[place])))
         file.set_input(operator, place, file.new_constant(f"{kernel.layer}/float_bias", np.asarray(bias, np.float32)))
     values = _arranged(file, int(operator.inputs[1]), axis, kernel.values.astype(np.float32))
     file.set_input(operator, 1, file.new_constant(f"{kernel.layer}/float_kernel", values))
@@ -215,7 +242,7 @@ def _leave_float(file: FileObjects, operator: Any, axis: int, kernel: Kernel) ->
 
 def _store_beside(file: FileObjects, number: int, axis: int, kernel: Kernel, kind: str) -> None:
     """Integers, and a DEQUANTIZE that gives what was a float constant."""
-    if kernel.steps is None:
+    if kernel.steps is None or not file.is_constant(number):
         return
     integers = _arranged(file, number, axis, kernel.integers)
     file.dequantized_constant(number, integers, kernel.steps, axis, _stored_bits(kernel, kind))

@@ -65,6 +65,16 @@ class FileObjects:
             shape[tensor.quantization.quantizedDimension] = -1
         return stored.astype(np.float32) * steps.reshape(shape)
 
+    def is_constant(self, number: int) -> bool:
+        """Whether a tensor has values of its own."""
+        data = self.model.buffers[self.graph.tensors[number].buffer].data
+        return data is not None and len(data) > 0
+
+    def like(self, number: int) -> int:
+        """The number of a new tensor of the same name, type and shape."""
+        tensor = self.graph.tensors[number]
+        return self._new_tensor(tensor.name, tensor.type, tensor.shape)
+
     def set_integers(self, number: int, integers: np.ndarray, steps: np.ndarray, axis: int, bits: int) -> None:
         """Makes a constant these integers, of 8 bits or of 4, with a step for each entry along an axis."""
         tensor = self.graph.tensors[number]

@@ -35,6 +35,11 @@ class LayerScheme:
         weights = "float" if self.weights is None else keras.saving.serialize_keras_object(self.weights)
         return {"weights": weights, "per_channel": self.per_channel, "symmetric": self.symmetric}
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "LayerScheme":
+        weights = None if config["weights"] == "float" else grid_of(config["weights"])
+        return cls(weights, config["per_channel"], config["symmetric"])
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -119,7 +124,8 @@ def resolve(scheme: str, layers: Layers | None, choices: Choices) -> Schemes:
     for key, value in (layers or {}).items():
         place = f"layers[{key!r}]"
         options = _options(value, place)
-        for name in _followers(key, options, choices, place):
+        whole = isinstance(value, LayerScheme) and value.is_plain
+        for name in _followers(key, {"symmetric": value.symmetric} if whole else options, choices, place):
             made[name] = replace(made.get(name, _PLAIN), **options)
     return Schemes(found, made)
 
@@ -133,13 +139,12 @@ def _matched(key: Any, operations: Mapping[str, Any]) -> list[str]:
         names = [name for name, layer in operations.items() if isinstance(layer, key)]
     elif isinstance(key, re.Pattern):
         names = [name for name in operations if key.search(name)]
-    elif isinstance(key, str | keras.layers.Layer):
-        wanted = key if isinstance(key, str) else key.name
-        names = [name for name in operations if name == wanted]
+    elif isinstance(key, str):
+        names = [name for name in operations if name == key]
     else:
         raise TypeError(
-            f"Keys of `layers` are layers, their names, their classes, or regular expressions made by re.compile; got "
-            f"{key!r}."
+            "Keys of `layers` are layers of the model, their names, their classes, or regular expressions made by "
+            f"re.compile; got {key!r}."
         )
     if not names:
         close = get_close_matches(str(key), operations, n=1)
@@ -154,7 +159,7 @@ def _followers(key: Any, options: Mapping[str, Any], choices: Choices, place: st
     """The layers that an entry is for; of a pattern or class, those that can follow it."""
     names = _matched(key, choices.operations)
     wanted = {"kernel that is rounded": choices.kernels} if {"weights", "per_channel"} & set(options) else {}
-    if options.get("symmetric"):
+    if options.get("symmetric") and choices.ranges is not None:
         wanted["output with a range of its own in the file"] = choices.ranges
     for what, those in wanted.items():
         able = [name for name in names if name in those]

@@ -3,6 +3,7 @@
 Gradients pass straight through to the weights (Bengio et al., 2013) unless a grid says otherwise.
 """
 
+from numbers import Integral
 from typing import Any
 
 from keras import ops
@@ -57,8 +58,8 @@ WEIGHT_GRIDS: Registry[WeightGrid] = Registry("weight grid", WeightGrid)
 
 def grid_of(identifier: Any) -> WeightGrid:
     """The grid that a number of bits, a name or an instance means."""
-    if isinstance(identifier, int) and not isinstance(identifier, bool):
-        return Uniform(identifier)
+    if isinstance(identifier, Integral) and not isinstance(identifier, bool):
+        return Uniform(int(identifier))
     return WEIGHT_GRIDS.get(identifier)
 
 

@@ -104,12 +104,16 @@ class Pass:
                 self._sums[id(outputs)] = (outputs, sums, products, _cap(step.operation))
             if self._after is not None:
                 outputs = self._after(step, outputs)
-            if step.regularized is not None and step.regularized.activity_regularizer is not None:
-                loss = step.regularized.activity_regularizer(outputs)  # by sample, as Keras does
-                step.regularized.add_loss(ops.divide_no_nan(loss, ops.cast(ops.shape(outputs)[0], loss.dtype)))
+            self._regularize(step.regularized, outputs)
             for number, output in zip(step.outputs, keras.tree.flatten(outputs), strict=True):
                 values[number] = self._placed(number, output)
         return [values[number] for number in traced.outputs]
+
+    def _regularize(self, layer: Any, outputs: Any) -> None:
+        """Adds what the activity regularizer of a layer says, by sample, as Keras does."""
+        if self._whole != "float" and layer is not None and layer.activity_regularizer is not None:
+            loss = layer.activity_regularizer(outputs)
+            layer.add_loss(ops.divide_no_nan(loss, ops.cast(ops.shape(outputs)[0], loss.dtype)))
 
     def _turn_to(self, name: str) -> None:
         """Rounds, or not, what comes now."""

@@ -82,7 +82,7 @@ class Following:
         if self.learned is None or not isinstance(self.observer, LearnedRange):
             return []
         found = self.observer.penalty(self.learned)
-        return [] if found is None else [found]
+        return [] if found is None else [ops.where(self.frozen, 0.0, found)]
 
     def store(self) -> None:
         """Assigns the ranges of this step."""

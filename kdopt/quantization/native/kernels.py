@@ -8,7 +8,9 @@ import numpy as np
 from kdopt.quantization.native.placement import Placement
 
 
-def record(layer: str, bits: int, values: Any, steps: Any, axes: tuple[int, ...], bias: Any) -> dict[str, Any]:
+def record(
+    layer: str, bits: int, values: Any, steps: Any, axes: tuple[int, ...], bias: Any, plain: bool
+) -> dict[str, Any]:
     """A kernel as `tflite_export.kernels.Kernel` has it.
 
     Args:
@@ -18,6 +20,7 @@ def record(layer: str, bits: int, values: Any, steps: Any, axes: tuple[int, ...]
         steps: Array that broadcasts to it; `None` for a float kernel.
         axes: Axes of the output channels.
         bias: Array, one value for each channel, not rounded; `None` for none.
+        plain: Whether the converter derives its steps by itself.
     """
     values = np.asarray(values)
     places = [axis % values.ndim for axis in axes]
@@ -33,6 +36,7 @@ def record(layer: str, bits: int, values: Any, steps: Any, axes: tuple[int, ...]
         "values": matrix(values),
         "steps": None if steps is None else matrix(steps)[:, 0],
         "bias": None if bias is None else np.asarray(bias).reshape(-1),
+        "plain": plain,
     }
 
 
@@ -68,12 +72,13 @@ def _refuse_fixed(placement: Placement, inside: set[str]) -> None:
 
     Raises: ValueError.
     """
-    outside = {step.layer for step in placement.steps if step.rule.output == "fixed"}
+    outside = {step.layer for step in placement.steps if step.rule.output in ("fixed", "joined")}
     if names := sorted(inside | outside):
         raise ValueError(
-            f"scheme='int16x8': {', '.join(map(repr, names))} has a sigmoid, tanh or softmax, which TensorFlow's "
-            "converter gives 8 bits in a model that trains with rounding. Way out: end in logits, use another "
-            "scheme, or convert the float model: `tflite_export.convert(model, 'int16x8', x[:256])`."
+            f"scheme='int16x8': {', '.join(map(repr, names))} has a sigmoid, tanh, softmax, concatenation or maximum, "
+            "which TensorFlow's converter does not give 16 bits in a model that trains with rounding. Way out: end in "
+            "logits, use another scheme, or convert the float model: "
+            "`tflite_export.convert(model, 'int16x8', x[:256])`."
         )
 
 
@@ -93,7 +98,7 @@ class LearnedSteps(keras.layers.Layer):
             step = np.asarray(grid.step(values, axes if scheme.per_channel else ()))
             limit = np.maximum(step * (2 ** (grid.bits - 1) - 1), 1e-6)
             name = f"{layer.replace('.', '_').replace('/', '_')}_{variable.name}"
-            weight = self.add_weight(limit.shape, initializer=keras.initializers.Constant(0.0), name=name)
+            weight = self.add_weight(limit.shape, initializer="zeros", name=name, trainable=variable.trainable)
             weight.assign(limit)
             placement.learned[id(variable)] = weight
 

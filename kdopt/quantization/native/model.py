@@ -12,6 +12,7 @@ from kdopt.core.validation import check_flag, check_integer
 from kdopt.graph.inline import Trace, TracedInput, trace
 from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.learned_ranges import LearnedRange
 from kdopt.quantization.losses import check_losses, cross_entropy
 from kdopt.quantization.native import (  # noqa: F401  they register themselves
     rules_activations,
@@ -32,7 +33,7 @@ from kdopt.quantization.native.steps import gives_probabilities
 from kdopt.quantization.observers import OBSERVERS, Observer
 from kdopt.quantization.ranges import RANGES, RangeMethod
 from kdopt.quantization.report import LayerReport
-from kdopt.quantization.schemes import PLAIN, Choices, Layers, resolve
+from kdopt.quantization.schemes import PLAIN, Choices, Layers, LayerScheme, resolve
 
 
 class _Hidden:
@@ -85,10 +86,11 @@ class NativeModel(QuantizationAware):
     ) -> None:
         if not isinstance(source, keras.Model):
             raise TypeError(f"Expected a built keras.Model; got {type(source).__name__}.")
-        super().__init__(name=name or f"{source.name}_quantized")
+        # float32 whatever the global policy is: its ranges must not be read in half precision.
+        super().__init__(name=name or f"{source.name}_quantized", dtype="float32")
         _refuse_extended(source)
         self.net = copy_model(source)
-        self._hidden = _Hidden(self.net, OBSERVERS.get(observer), scheme, layers)
+        self._hidden = _Hidden(self.net, OBSERVERS.get(observer), scheme, _by_name(layers, source))
         self.scheme, self.delay = scheme, check_integer("delay", delay, minimum=0)
         self.folding, self.freeze_batch_norm = check_flag("folding", folding), freeze_batch_norm
         if freeze_batch_norm is not None:
@@ -97,6 +99,7 @@ class NativeModel(QuantizationAware):
         if "cross_entropy" in self.auxiliary:
             self._logits()
         placement = self._hidden.placement
+        self._refuse_idle(placement, observer)
         self.ranges = Ranges(
             len(placement.names), self._hidden.observer.learned and bool(placement.names), name="ranges"
         )
@@ -106,6 +109,20 @@ class NativeModel(QuantizationAware):
         self.built = True
         if calibration is not None:
             self.calibrate(calibration)
+
+    def _refuse_idle(self, placement: Placement, observer: Any) -> None:
+        """Refuses options that would change nothing."""
+        operations = [step.norm or step.operation for step in placement.steps]
+        norms = any(isinstance(operation, keras.layers.BatchNormalization) for operation in operations)
+        idle = {
+            "folding": self.folding and not norms,
+            "freeze_batch_norm": self.freeze_batch_norm is not None and not norms,
+            "losses['mse']": placement.bits is None and "mse" in self.auxiliary,
+            "observer": placement.bits is None and self._hidden.observer.learned,
+        }
+        if names := [name for name, there in idle.items() if there]:
+            why = "activations stay float" if placement.bits is None else "the model has no BatchNormalization"
+            raise ValueError(f"{', '.join(f'`{name}`' for name in names)}: nothing to do it to, {why}. Leave it out.")
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
@@ -151,10 +168,18 @@ class NativeModel(QuantizationAware):
         placement = self._hidden.placement
         if placement.names:
             limits = measured_ranges(placement, batches, self._method)
-            for row in placement.symmetric:
-                limits[row] = shaped(limits[row], placement.bits or 8)
+            for row in range(len(limits)):
+                limits[row] = self._start(row, limits[row])
             self.ranges.set(limits)
         self.ranges.batches.assign(1e6)
+
+    def _start(self, row: int, pair: np.ndarray) -> Any:
+        """The range that training starts with, from what was measured."""
+        placement, observer = self._hidden.placement, self._hidden.observer
+        bits = placement.bits or 8
+        if isinstance(observer, LearnedRange):
+            pair = np.array([np.asarray(x) for x in observer.limits(pair, row in placement.positive, 1, bits)])
+        return shaped(pair, bits) if row in placement.symmetric else pair
 
     def _run(self, tensors: list[Any], training: bool) -> list[Any]:
         placement = self._hidden.placement
@@ -232,6 +257,8 @@ class NativeModel(QuantizationAware):
         if frozen and not self.calibrated:
             raise RuntimeError(f"The ranges of {self.name!r} have not seen any data yet: calibrate it, or train first.")
         self.ranges.frozen.assign(float(frozen))
+        if self.ranges.learned is not None:  # an optimizer goes on moving them; they start where they were kept
+            self.ranges.learned.assign(self.ranges.limits)
 
     def range_of(self, name: str) -> tuple[float, float]:
         """The range of a tensor, as named in `range_names`."""
@@ -284,9 +311,18 @@ class NativeModel(QuantizationAware):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "NativeModel":
         source = keras.saving.deserialize_keras_object(config["source"], custom_objects=custom_objects)
         options = {key: value for key, value in config.items() if key not in ("source", "keep_calibration")}
+        options["layers"] = {name: LayerScheme.from_config(entry) for name, entry in (config["layers"] or {}).items()}
         model = cls(source, **options)
         model.keep_calibration = config.get("keep_calibration", True)
         return model
+
+
+def _by_name(layers: Layers | None, source: keras.Model) -> Layers | None:
+    """The same with names in place of layers of the source, whose names are not unique where models are nested."""
+    if not isinstance(layers, Mapping) or not any(isinstance(key, keras.layers.Layer) for key in layers):
+        return layers
+    names = {id(call.operation): call.name for call in trace(source).calls}
+    return {names.get(id(key), key): value for key, value in layers.items()}
 
 
 def _choices(traced: Trace) -> Choices:

@@ -56,6 +56,7 @@ class Placement:
         positive: Numbers of the ranges of tensors with nothing below 0.
         schemes: How each layer is rounded.
         symmetric: Numbers of the ranges with zero point 0.
+        shifted: Names of the steps that a number is added to, which the converter makes part of their bias.
         learned: `id` of a kernel -> the Variable of its learned step.
     """
 
@@ -68,7 +69,13 @@ class Placement:
     positive: frozenset[int]
     schemes: Schemes
     symmetric: frozenset[int]
+    shifted: frozenset[str] = frozenset()
     learned: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def has_special(self) -> bool:
+        """Whether there are kernels whose integers a converter cannot derive."""
+        return self.bits is None or any(not scheme.is_plain for scheme in self.schemes.layers.values())
 
     def with_ranges(self) -> list[str]:
         """The layers whose output has a range of its own."""
@@ -169,8 +176,10 @@ class _Placer:
         above = {row for row, relu in held if relu} - {row for row, relu in held if not relu} - inside - {None}
         positive = frozenset(row for row in above if row is not None)
         names, steps, symmetric = tuple(self.names), tuple(self.steps), self.symmetric(inside)
+        readers = ((step, self.only_reader(step.outputs[0])) for step in steps if step.rule.fuses_norm)
+        shifted = frozenset(step.name for step, after in readers if after is not None and is_absorbed(after))
         return Placement(
-            self.traced, steps, self.grids, inner, names, floats, positive - symmetric, self.schemes, symmetric
+            self.traced, steps, self.grids, inner, names, floats, positive - symmetric, self.schemes, symmetric, shifted
         )
 
     def place_outputs(self, inner: dict[str, dict[str, int]]) -> None:

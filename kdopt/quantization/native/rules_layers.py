@@ -86,8 +86,9 @@ def separable(scope: Any, layer: Any, inputs: Any) -> Any:
 @quantization_rule(layers.BatchNormalization, fuses_relu=True)
 def batch_normalization(scope: Any, layer: Any, inputs: Any) -> Any:
     """One that is not folded; channels on another axis than the last are brought there."""
+    last = layer.axis % len(inputs.shape) == len(inputs.shape) - 1
     if scope.is_float or is_trained(layer, scope.training):
-        return layer(inputs, training=scope.training)
+        return scope.normalized(layer, inputs) if last else layer(inputs, training=scope.training)
     if layer.axis % len(inputs.shape) == len(inputs.shape) - 1:
         return scope.scaled(inputs, lambda: factor_and_offset(layer))
     moved = scope.scaled(

@@ -185,6 +185,10 @@ class Scope:
         """Step of a tensor, None if it is not rounded yet."""
         return self._run.step_of(x)
 
+    def normalized(self, norm: Any, x: Any) -> Any:
+        """What a BatchNormalization with channels last makes of a tensor."""
+        return normalized(norm, x, self._run)
+
     def constant(self, values: Callable[[], Any]) -> Any:
         """What a function of variables alone gives; numbers where a converter wants them."""
         return self._run.constant(values)
@@ -231,21 +235,28 @@ class Scope:
     ) -> tuple[Any, Any, Any, Any]:
         """Kernel and offset rounded, the offset to the product of the steps of input and kernel; the steps of the
         kernel; the offset as it was."""
+        run = self._run
         weights, steps = self._on_grid(variable, axes, factor)
+        shifted = self._step.name in run.placement.shifted
+        if run.mode == "export" and step is not None and (offset is not None or shifted):
+            own = weight_step(weights, axes) if steps is None else steps
+            offset = _uneven(offset, own * step, [variable.shape[axis] for axis in axes])
         if offset is None or step is None or steps is None:
             return weights, offset, steps, offset
         products = steps * step
         size = int(np.prod(products.shape))
         products = ops.reshape(products, offset.shape) if size > 1 else ops.reshape(products, (1,) * len(offset.shape))
-        return weights, self._run.begun(round_to_step(offset, products), offset), steps, offset
+        if run.mode == "export" and shifted:
+            return weights, offset, steps, offset
+        return weights, run.begun(round_to_step(offset, products), offset), steps, offset
 
     def _exported(self, axes: tuple[int, ...], made: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """All but the last of `made()`: numbers for a converter, which is told what it cannot derive from them."""
         run, scheme = self._run, self._run.placement.schemes.of(self._step.layer)
         *values, bias = run.constant(made)
-        if run.mode == "export" and (run.placement.bits is None or not scheme.is_plain):
-            bits = 0 if scheme.weights is None else scheme.weights.bits
-            run.kernels.append(record(self._step.layer, bits, values[0], values[-1], axes, bias))
+        if run.mode == "export" and run.placement.has_special:
+            bits, plain = 0 if scheme.weights is None else scheme.weights.bits, run.placement.bits and scheme.is_plain
+            run.kernels.append(record(self._step.layer, bits, values[0], values[-1], axes, bias, bool(plain)))
         return tuple(values)
 
     def _with(
@@ -256,6 +267,21 @@ class Scope:
             return _bare(layer, [(variable, weights), (bias, offset)], x)
         y = _bare(layer, [(variable, weights)], x) if call is None else call(x, ops.cast(weights, x.dtype))
         return y if offset is None else y + ops.cast(offset, y.dtype)
+
+
+def _uneven(offset: Any, products: Any, sizes: list[int]) -> Any:
+    """An offset for each channel that is not the same for all, by a quarter of a step of the first: to one that is, the
+    converter gives the step of one channel.
+
+    Args:
+        offset: Tensor, or None for zeros.
+        products: Steps of input and kernel multiplied.
+        sizes: Of the channels' axes.
+    """
+    values = np.zeros(sizes, "float32") if offset is None else np.array(offset)
+    if values.size > 1 and np.all(values == values.flat[0]):
+        values.flat[0] += 0.25 * np.ravel(products)[0]
+    return values
 
 
 def _integer(values: Any, shape: Any = None) -> Any:

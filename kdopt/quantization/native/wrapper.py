@@ -36,7 +36,7 @@ class Quantized(keras.layers.Wrapper):
     those of the other tensors.
 
     Args:
-        layer: Layer with a kernel: a convolution, `Dense`, a recurrent layer, attention.
+        layer: Layer with a kernel that is called on one tensor: a convolution, `Dense`, a recurrent layer.
         weights: How its kernel is rounded: a number of bits in [2, 8], a name in `WEIGHT_GRIDS` or a `WeightGrid`.
             Defaults to `8`.
         per_channel: Whether each output channel has a step of its own. Defaults to `True`.
@@ -69,7 +69,8 @@ class Quantized(keras.layers.Wrapper):
     ) -> None:
         if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.Model):
             raise TypeError(f"Expected a layer; got {type(layer).__name__}. For a model: `quantize_aware(model)`.")
-        super().__init__(layer, **{"name": f"quantized_{layer.name}", **kwargs})
+        # float32: its ranges must not be read in half precision; the layer computes in its own.
+        super().__init__(layer, **{"name": f"quantized_{layer.name}", "dtype": "float32", **kwargs})
         self.quantized_weights, self.per_channel = weights, check_flag("per_channel", per_channel)
         self.rounds_inputs, self.observer = check_flag("inputs", inputs), OBSERVERS.get(observer)
         self._options = {"weights": weights, "per_channel": per_channel}
@@ -99,7 +100,7 @@ class Quantized(keras.layers.Wrapper):
 
     def call(self, inputs: Any, training: Any = None) -> Any:
         placement, ranges = self._hidden.placement, self.ranges
-        if not training:
+        if not training or not self.trainable:
             (outputs,) = Pass(placement, ranges.pairs(), exact=False)([inputs])
             return outputs
         following = Following(self.observer, placement, ranges, fresh=True)
@@ -117,7 +118,7 @@ class Quantized(keras.layers.Wrapper):
         placement = self._hidden.placement
         entry = placement.traced.inputs[0]
         made = Pass(placement, [(float(low), float(high)) for low, high in np.asarray(self.ranges.limits)], "export")
-        made([keras.ops.zeros([size or 1 for size in entry.shape], entry.dtype)])
+        made([keras.ops.zeros([entry.shape[0] or 1, *(size or 32 for size in entry.shape[1:])], entry.dtype)])
         return made.kernels
 
     def to_plain(self) -> keras.layers.Layer:
@@ -127,6 +128,12 @@ class Quantized(keras.layers.Wrapper):
             plain.build(self._hidden.placement.traced.inputs[0].shape)
             plain.set_weights(self.layer.get_weights())
         return plain
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        """Refuses masks: the file would not have them."""
+        if any(mask is not None for mask in keras.tree.flatten([previous_mask])):
+            raise ValueError(f"{self.name!r} does not compute with masks of time steps: feed sequences of full length.")
+        return None
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self.layer.compute_output_shape(input_shape)
