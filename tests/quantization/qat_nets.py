@@ -204,7 +204,7 @@ def alive(model, seed=5):
 
 def inputs_of(model, seed, samples):
     """Inputs in the structure of the model's: spots on a ground for images, as bright as the model wants them; tokens
-    below 20; noise around a mean elsewhere."""
+    below 5; noise around a mean elsewhere."""
     from kdopt.graph.trace import graph_of
 
     random = np.random.default_rng(seed)
@@ -213,7 +213,7 @@ def inputs_of(model, seed, samples):
     def draw(tensor):
         shape = (samples, *(side or 12 for side in tensor.shape[1:]))
         if "int" in str(tensor.dtype):
-            return random.integers(0, 20, shape).astype(str(tensor.dtype))
+            return random.integers(0, 5, shape).astype(str(tensor.dtype))
         mean = random.normal(0, 0.7, (samples, *(1 for _ in shape[2:]), shape[-1]))
         x = mean + random.normal(0, 0.5, shape)
         if len(shape) == 4:

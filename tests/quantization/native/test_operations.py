@@ -142,6 +142,8 @@ GROUPS = {
         "elu": lambda x: L.ELU(0.7)(L.Conv2D(3, 1)(x)),
         "exponential": lambda x: L.Activation("exponential")(x),
         "log_softmax": lambda x: L.Activation("log_softmax")(x),
+        "absolute": lambda x: ops.abs(x),
+        "sum": lambda x: ops.sum(x, axis=1),
         "square": lambda x: ops.square(x),
         "softmax over another axis": lambda x: L.Softmax(axis=1)(x),
         "softmax over two axes": lambda x: L.Softmax(axis=(2, 3))(x * 3.0),
