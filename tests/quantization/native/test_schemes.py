@@ -259,7 +259,7 @@ def test_what_has_no_16_bits_in_a_trained_file_is_refused():
         lambda x: L.Dense(2, activation="softmax", name="odd")(x),
         lambda x: L.LSTM(2, name="odd")(L.Reshape((2, 2))(x)),
     ):
-        with pytest.raises(ValueError, match="'odd.* has a sigmoid, tanh or softmax.*end in logits"):
+        with pytest.raises(ValueError, match="'odd.* has a sigmoid, tanh, softmax.*end in logits"):
             quantize_aware(keras.Model(inputs, build(inputs)), "native", scheme="int16x8")
 
 
