@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import keras
 
+from kdopt.quantization.native.kernels import kernels_of
 from kdopt.quantization.native.placement import Placement
 from kdopt.quantization.native.steps import Step
 from kdopt.quantization.report import LayerReport
@@ -22,6 +23,9 @@ def report_of(placement: Placement) -> tuple[LayerReport, ...]:
         by_layer[step.layer].append(step)
         if step.norm is not None:
             by_layer[step.norm.name] = []
+    if placement.bits is None:
+        kernels = {layer for layer, _, _ in kernels_of(placement)}
+        return tuple(_record_weights(layer, steps, placement, layer in kernels) for layer, steps in by_layer.items())
     return tuple(_record(layer, steps, placement) for layer, steps in by_layer.items())
 
 
@@ -42,15 +46,16 @@ def _record(layer: str, steps: list[Step], placement: Placement) -> LayerReport:
     scheme = placement.schemes.of(layer)
     if scheme.weights is None:
         return LayerReport(layer, "float", "as `layers` says; its input and output are int8 in the file")
-    if placement.bits is None:
-        return _record_weights(layer, steps, scheme)
     return LayerReport(layer, "quantized", _why(steps, own) + _special(scheme))
 
 
-def _record_weights(layer: str, steps: list[Step], scheme: LayerScheme) -> LayerReport:
-    if any(step.rule.call for step in steps):
+def _record_weights(layer: str, steps: list[Step], placement: Placement, kernel: bool) -> LayerReport:
+    scheme = placement.schemes.of(layer)
+    if not steps:
+        return LayerReport(layer, "quantized", "folded into the kernel before it")
+    if kernel and scheme.weights is not None:
         return LayerReport(layer, "quantized", f"weights alone{_special(scheme)}")
-    return LayerReport(layer, "float", "the scheme is for weights of convolutions and dense layers alone")
+    return LayerReport(layer, "float", "as `layers` says" if kernel else "it has no kernel that the scheme is for")
 
 
 def _special(scheme: LayerScheme) -> str:

@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from int8_file import interpreter
 from keras import layers as L
 
 import tflite_export
 from kdopt.quantization import Quantized, quantize_aware
-from kdopt.quantization.learned_ranges import LearnedStepRange
+from kdopt.quantization.learned_ranges import LearnedStepRange, ParameterizedClipping
 
 X = np.random.default_rng(3).normal(0, 1, (16, 6)).astype("float32")
 
@@ -174,3 +175,32 @@ def test_a_learned_step_covers_what_is_only_negative():
     low, high = LearnedStepRange().limits(np.array([-2.0, 0.5], "float32"), False, 4)
     assert float(low) == pytest.approx(-2.0, rel=1e-5)
     assert float(high) == pytest.approx(2.0 * 127 / 128, rel=1e-5)
+
+
+def test_half_precision_keeps_its_learned_steps():
+    inputs = keras.Input((6,))
+    source = keras.Model(inputs, L.Dense(3, name="a", dtype="mixed_float16", bias_initializer="random_normal")(inputs))
+    model = quantize_aware(source, "native", layers={"a": "lsq"}, calibration=X)
+    (limit,) = model.steps.trainable_variables
+    limit.assign(limit * 0.5)
+    stored = tflite_export.inspect.ops(tflite_export.convert(model, "int8").content)
+    (kernel,) = (op.inputs[1] for op in stored if op.name == "FULLY_CONNECTED")
+    np.testing.assert_allclose(kernel.scales, np.ravel(limit) / 127, rtol=1e-5)
+
+
+def test_the_target_of_the_cross_entropy_is_a_constant():
+    model = quantize_aware(dense_net(L.ReLU()), "native", calibration=X, losses={"cross_entropy": 1.0}, delay=10)
+    with tf.GradientTape() as tape:
+        model(X, training=True)
+        (loss,) = model.losses
+    # Without rounding p = q: the gradient of -sum p log q is then 0 for a constant p, that of the entropy is not.
+    gradients = tape.gradient(loss, [v.value for v in model.net.trainable_variables])
+    assert max(float(tf.reduce_max(tf.abs(g))) for g in gradients) < 1e-5
+
+
+def test_a_wrapped_layer_adds_the_penalty_of_its_ranges():
+    layer = Quantized(L.Dense(3), observer=ParameterizedClipping(decay=0.5))
+    layer(X, training=True)
+    layer(X, training=True)
+    expected = 0.5 * np.square(np.asarray(layer.ranges.learned)).sum()
+    assert float(layer.losses[-1]) == pytest.approx(expected, rel=1e-4)

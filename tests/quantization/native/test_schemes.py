@@ -193,6 +193,9 @@ def test_weights_alone(scheme, kinds):
     assert {tensor.dtype for tensor in stored} == kinds
     assert len(stored) == 7
     assert not model.range_names
+    modes = {entry.layer: entry.mode for entry in model.report}
+    assert modes["head"] == modes["norm"] == "quantized"
+    assert modes["add"] == "float"
 
 
 @pytest.mark.parametrize(
