@@ -99,7 +99,7 @@ def test_an_output_that_two_things_read_is_taken_as_it_is():
 
 def test_gradient_norm_equals_finite_differences_of_the_output():
     """A bias added to one place of one channel of one sample is a step of the output there."""
-    model, width = conv_net(), 1e-2
+    model, width = conv_net(), 2e-3
     conv, head = model.get_layer("conv"), model.get_layer("head")
 
     def loss(x, y, delta):
