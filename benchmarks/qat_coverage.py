@@ -2,12 +2,14 @@
 
     python benchmarks/qat_coverage.py run [--net NET ...] [--engine native tfmot] [--data-dir DIR] [--file qat.jsonl]
     python benchmarks/qat_coverage.py table [--data-dir DIR] [--file qat.jsonl]
+    python benchmarks/qat_coverage.py speed [--net NET ...]
     python benchmarks/qat_coverage.py bridge
 
 `run` appends a record a net and engine, each net in a process of its own, and goes on where it was stopped. The
 smallest net of each family of keras.applications, the nets of tests/graph/architectures.py and of
 tests/quantization/qat_nets.py, with random weights and statistics of BatchNormalization taken from data; those of
-MLPerf Tiny, trained, where DIR has them. `bridge`: seconds that engine "tfmot" takes to rebuild ResNet50 (224 x 224).
+MLPerf Tiny, trained, where DIR has them. `speed`: the files of both engines beside the plain converter's. `bridge`:
+seconds that engine "tfmot" takes to rebuild ResNet50 (224 x 224).
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -141,10 +144,37 @@ def bridge(options):
         print(f"ResNet50 rebuilt, proven equal and fake-quantized{what}: {wall:.1f} s ({work:.1f} s of processors)")
 
 
+def speed(options):
+    """Milliseconds of the files of both engines over those of the plain converter's, in turn."""
+    import keras
+    from _interleave import compare
+    from qat_record import dict_of, inputs_of
+
+    import tflite_export
+    from kdopt.quantization import quantize_aware
+    from tflite_export.runtime import Runner
+
+    for name in options.net or ("MobileNetV2", "MobileNetV3Small", "unet"):
+        keras.utils.set_random_seed(0)
+        model = nets(options.data_dir)[name]()
+        data = inputs_of(model, 1, 32)
+        files = {"plain": tflite_export.convert(model, "int8", dict_of(model, data))}
+        for engine in options.engine:
+            files[engine] = tflite_export.convert(quantize_aware(model, engine=engine, calibration=data), "int8")
+        runners = {kind: Runner(file.content) for kind, file in files.items()}
+        print(name)
+        compare({kind: partial(again, runner.invoke) for kind, runner in runners.items()}, rounds=30)
+
+
+def again(function, times=50):
+    for _ in range(times):
+        function()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, function in (("run", run), ("one", one), ("table", table), ("bridge", bridge)):
+    for name, function in (("run", run), ("one", one), ("table", table), ("bridge", bridge), ("speed", speed)):
         command = commands.add_parser(name)
         command.set_defaults(run=function)
         command.add_argument("--net", nargs="+", help="all by default")

@@ -83,11 +83,15 @@ def compared(qat, content, x):
 
 def plain_operations(model):
     """How many operations of each kind the plain converter's int8 file has, None where it refuses or does not load."""
-    data = dict(zip(resolve(model).inputs, keras.tree.flatten(inputs_of(model, 1, 32)), strict=True))
     try:
-        return operations(tflite_export.convert(model, "int8", data).content)
+        return operations(tflite_export.convert(model, "int8", dict_of(model, inputs_of(model, 1, 32))).content)
     except (ValueError, tflite_export.ConversionError):
         return None
+
+
+def dict_of(model, x):
+    """Arrays by the names that the exporter gives the inputs."""
+    return dict(zip(resolve(model).inputs, keras.tree.flatten(x), strict=True))
 
 
 def operations(content):

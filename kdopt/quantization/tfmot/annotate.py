@@ -263,12 +263,14 @@ def is_relu(step: Step) -> bool:
 
 
 def adds_number(step: Step) -> bool:
-    """Whether the step adds a number to a tensor, which the converter makes part of the bias before it."""
-    if step.kind != "Opaque" or type(step.config["call"].operation) is not knp.Add:
+    """Whether the step first adds a number to a tensor, which the converter makes part of the bias before it."""
+    if step.kind != "Opaque":
         return False
     call = step.config["call"]
+    if isinstance(call.operation, keras.layers.Activation):
+        return call.operation.activation is keras.activations.hard_sigmoid
     numbers = [leaf for leaf in keras.tree.flatten((call.args, call.kwargs)) if not isinstance(leaf, Ref)]
-    return len(numbers) == 1 and np.size(numbers[0]) == 1
+    return type(call.operation) is knp.Add and len(numbers) == 1 and np.size(numbers[0]) == 1
 
 
 def is_recurrent(step: Step) -> bool:
