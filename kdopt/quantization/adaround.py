@@ -118,7 +118,6 @@ def _decided(start: np.ndarray, error: Callable[[Any, Any], Any], batches: np.nd
     optimizer.build([v])
     done = np.arange(len(batches)) / len(batches)
 
-    @tf.function(autograph=False)
     def run(rows: Any, betas: Any, weights: Any) -> None:
         def update(number: Any) -> Any:
             with tf.GradientTape() as tape:
@@ -130,7 +129,9 @@ def _decided(start: np.ndarray, error: Callable[[Any, Any], Any], batches: np.nd
         tf.while_loop(lambda number: number < len(batches), update, (0,))
 
     betas = np.array([beta_at(share) for share in done], "float32")
-    run(batches, betas, (WEIGHT * (done >= WARM_START)).astype("float32"))
+    given = [tf.constant(values) for values in (batches, betas, (WEIGHT * (done >= WARM_START)).astype("float32"))]
+    # A graph for each kernel, which is run once: made by a call, TensorFlow would warn of frequent retracing.
+    tf.function(run, autograph=False).get_concrete_function(*given)(*given)
     return np.asarray(rectified_sigmoid(v))
 
 

@@ -126,9 +126,21 @@ class Percentile(MovingAverage):
 
     def limits_of(self, x: Any, positive: bool = False) -> Any:
         values = ops.reshape(ops.cast(ops.stop_gradient(x), "float32"), (-1,))
-        pair = ops.quantile(values, ops.convert_to_tensor([1 - self.q / 100, self.q / 100], "float32"))
-        low = ops.zeros_like(pair[0]) if positive else ops.minimum(pair[0], 0)
-        return ops.stack([low, ops.maximum(pair[1], 0)])
+        high = ops.maximum(_from_the_top(values, 1 - self.q / 100), 0)
+        low = ops.zeros_like(high) if positive else ops.minimum(-_from_the_top(-values, 1 - self.q / 100), 0)
+        return ops.stack([low, high])
 
     def get_config(self) -> dict[str, Any]:
         return {"q": self.q, **super().get_config()}
+
+
+def _from_the_top(values: Any, share: float) -> Any:
+    """The value that a share of all values lies above, between two of them in proportion."""
+    import tensorflow as tf
+
+    place = share * ops.cast(ops.size(values) - 1, "float64")
+    above = ops.cast(ops.floor(place), "int32")
+    last = ops.minimum(above + 1, ops.size(values) - 1)
+    largest = tf.math.top_k(values, last + 1).values
+    part = ops.cast(place - ops.floor(place), "float32")
+    return largest[above] * (1.0 - part) + largest[last] * part

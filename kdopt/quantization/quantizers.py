@@ -13,6 +13,7 @@ Reference: Jacob et al., "Quantization and Training of Neural Networks for Effic
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -108,11 +109,21 @@ def learned_quantize(x: Any, low: Any, high: Any, bits: int = 8) -> Any:
     Reference: Esser et al., ICLR 2020; Bhalgat et al., "LSQ+: Improving Low-Bit Quantization Through Learnable Offsets
         and Better Initialization", CVPR Workshops 2020, equations 5 - 7.
     """
-    most = 2**bits - 1
-    step = ops.maximum((high - low) / most, SMALLEST)
-    zero = round_through(-low / step)
-    inside = ops.minimum(ops.maximum(ops.cast(x, "float32") / step, -zero), most - zero)
-    return ops.cast(round_through(inside) * step, x.dtype)
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def rounded(x: Any, low: Any, high: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any, Any]]]:
+        made = tf.quantization.fake_quant_with_min_max_vars(x, low, high, bits)
+
+        def gradient(upstream: Any) -> tuple[Any, Any, Any]:
+            inside, below, above = tf.quantization.fake_quant_with_min_max_vars_gradient(upstream, x, low, high, bits)
+            slope = ops.sum(inside * (made - x)) / ops.maximum(high - low, SMALLEST)
+            return inside, below - slope, above + slope
+
+        return made, gradient
+
+    wide = [ops.cast(value, "float32") for value in (x, low, high)]
+    return ops.cast(rounded(*wide), x.dtype)
 
 
 def round_through(values: Any) -> Any:
