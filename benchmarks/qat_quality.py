@@ -8,8 +8,9 @@ Each net is trained in float, a net for each seed (ResNet8 is loaded, its seeds 
 methods that train do so for the same epochs on the same batches from the same float net with Adam at 1e-4 and cosine
 decay, `float-longer` without rounding. What is measured is the exported file, run on the test set: all methods export
 int8, `int4-dense` with dense kernels of 4 bits, `3-bits` with kernels of 3. `tfmot` is tfmot's `quantize_model` on the
-same net in tf_keras. Calibration: 256 training samples. Every run adds a line to `--file`; runs that are there already
-are left out, so the same command resumes.
+same net in tf_keras. In the nets called `scaled` channels have sizes that differ by up to 100, which makes no
+difference in float; their MobileNet has ReLU in place of ReLU6. Calibration: 256 training samples. Every run adds a
+line to `--file`; runs that are there already are left out, so the same command resumes.
 """
 
 import argparse
@@ -29,8 +30,8 @@ import tflite_export
 from kdopt.quantization import post_training, quantize_aware
 from kdopt.quantization.weight_grids import LearnedStep
 
-FLOAT_EPOCHS = {"lenet-5": 4, "mobilenet": 10, "resnet8": 0, "ds-cnn": 20}
-EPOCHS = {"lenet-5": 2, "mobilenet": 2, "resnet8": 1, "ds-cnn": 4}
+FLOAT_EPOCHS = {"lenet-5": 4, "mobilenet": 10, "resnet8": 0, "ds-cnn": 20, "mobilenet-scaled": 10, "resnet8-scaled": 0}
+EPOCHS = {"lenet-5": 2, "mobilenet": 2, "resnet8": 1, "ds-cnn": 4, "mobilenet-scaled": 2, "resnet8-scaled": 1}
 
 
 def fashion(size, count=20_000):
@@ -97,7 +98,45 @@ def ds_cnn(folder):
     return keras.Model(inputs, L.Dense(10)(x)), *digits(folder)
 
 
-NETS = {"lenet-5": lenet_5, "mobilenet": mobilenet, "resnet8": resnet8, "ds-cnn": ds_cnn}
+def without_limits(layer):
+    config = layer.get_config()
+    return type(layer).from_config({**config, "max_value": None} if isinstance(layer, L.ReLU) else config)
+
+
+def mobilenet_scaled(folder):
+    net, *data = mobilenet(folder)
+    return keras.models.clone_model(net, clone_function=without_limits), *data
+
+
+NETS = {
+    "lenet-5": lenet_5,
+    "mobilenet": mobilenet,
+    "resnet8": resnet8,
+    "ds-cnn": ds_cnn,
+    "mobilenet-scaled": mobilenet_scaled,
+    "resnet8-scaled": resnet8,
+}
+
+
+def scale_badly(net, seed):
+    """Multiplies channels by 1 - 100 and divides the next kernel by it: the same function, with channels that int8
+    leaves few steps of."""
+    random = np.random.default_rng(seed)
+    for norm in net.layers:
+        if not isinstance(norm, L.BatchNormalization):
+            continue
+        after = norm
+        while len(after._outbound_nodes) == 1 and (
+            after is norm or isinstance(after, (L.ReLU, L.Activation, L.ZeroPadding2D))
+        ):
+            after = after._outbound_nodes[0].operation
+        if not isinstance(after, (L.Conv2D, L.DepthwiseConv2D)):
+            continue
+        factors = np.exp(random.uniform(0, np.log(100), norm.gamma.shape)).astype("float32")
+        norm.gamma.assign(norm.gamma * factors)
+        norm.beta.assign(norm.beta * factors)
+        kernel, *bias = after.get_weights()
+        after.set_weights([kernel / factors[:, None], *bias])
 
 
 def fit(model, data, epochs, rate, library=keras):
@@ -168,6 +207,8 @@ def measure(name, seed, methods, folder, done, file):
     net, data, test = NETS[name](folder)
     if FLOAT_EPOCHS[name]:
         fit(net, data, FLOAT_EPOCHS[name], 2e-3)
+    if name.endswith("scaled"):
+        scale_badly(net, seed)
     run = Run(net, data, name)
     for method in missing:
         keras.utils.set_random_seed(seed)
