@@ -280,17 +280,21 @@ def _check_batch(source: Source, batch: int | None) -> None:
         raise ValueError(f"{source.label} was built with batch size {fixed}: pass `batch={fixed}`; got {batch}.")
 
 
+_TAKE_OUT = (
+    "take the fake-quantization out first: `model.strip()` for kdopt's models, `to_plain()` for a layer in `Quantized`"
+)
+
+
 def _check_ranges(source: Source, rule: Precision, ranged: bool, data: Arrays | None) -> None:
     if source.precisions is not None and rule.name not in source.precisions and (ranged or source.kernels):
         raise ValueError(
             f"{source.label} was quantized for {' or '.join(map(repr, source.precisions))}; got {rule.name!r}. Choose "
-            "one of those, or take the fake-quantization out first: `model.strip()` for kdopt's models."
+            f"one of those, or {_TAKE_OUT}."
         )
     if ranged and not rule.integer:
         raise ValueError(
-            f"{source.label} holds fake-quantization (QAT), so a {rule.name} file of it would be a float net with "
-            "rounding inside. Convert it to 'int8' or 'int8_float_io', or take the fake-quantization out first: "
-            "`model.strip()` for kdopt's models."
+            f"{source.label} holds fake-quantization (QAT): as {rule.name!r} it would be a float net with rounding "
+            f"inside. Convert it to 'int8' or 'int8_float_io', or {_TAKE_OUT}."
         )
     if rule.integer and not ranged and data is None:
         raise ValueError(

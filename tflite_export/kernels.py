@@ -200,11 +200,14 @@ def _stored_bits(kernel: Kernel, kind: str) -> int:
 
 
 def _steps(before: np.ndarray | None, kernel: Kernel) -> np.ndarray:
-    """The steps of a kernel; where all integers of a channel are zero, that of the file, which its bias fits."""
+    """The steps of a kernel; where all integers of a channel are zero, one that its bias fits.
+
+    The converter chooses such a step so that the bias has 31 bits; kernels of 4 bits leave it 28.
+    """
     assert kernel.steps is not None
     if before is None:
         return kernel.steps
-    return np.where(kernel.integers.any(axis=1), kernel.steps, before)
+    return np.where(kernel.integers.any(axis=1), kernel.steps, before * np.float32(2**10))
 
 
 def _store_bias(file: FileObjects, operator: Any, kernel: Kernel) -> None:
@@ -217,10 +220,11 @@ def _store_bias(file: FileObjects, operator: Any, kernel: Kernel) -> None:
     scale = steps * np.float32(step[0])
     exact = _exact(kernel, there, file.steps(int(operator.inputs[place])))
     integers = np.rint(exact / scale.astype(np.float64))
-    if np.abs(integers).max(initial=0) > np.iinfo(np.int32).max:
+    bits = 28 if _stored_bits(kernel, file.kind(operator)) == 4 else 32  # XNNPACK multiplies sums of 4 bits by 16
+    if np.abs(integers).max(initial=0) >= 2 ** (bits - 1):
         raise ConversionError(
-            f"The bias of layer {kernel.layer!r} does not fit 32 bits at the step of its kernel, which is as small as "
-            f"{steps.min():.2g}. Way out: leave this layer on plain 8 bits."
+            f"The bias of layer {kernel.layer!r} does not fit {bits} bits at the step of its kernel, which is as small "
+            f"as {steps.min():.2g}. Way out: leave this layer on plain 8 bits."
         )
     file.set_bias(operator, place, integers, scale)
 

@@ -47,13 +47,11 @@ class FileObjects:
         return None if found is None or len(found) == 0 else np.asarray(found, np.float32)
 
     def values(self, number: int) -> np.ndarray | None:
-        """What a constant of int8, int32, int64 or float32 stands for; None for anything else."""
+        """What a constant of int8, int32 or float32 stands for; None for anything else."""
         tensor = self.graph.tensors[number]
         data = self.model.buffers[tensor.buffer].data
         kinds = self._schema.TensorType
-        dtype = {kinds.INT8: "int8", kinds.INT32: "int32", kinds.INT64: "int64", kinds.FLOAT32: "float32"}.get(
-            tensor.type
-        )
+        dtype = {kinds.INT8: "int8", kinds.INT32: "int32", kinds.FLOAT32: "float32"}.get(tensor.type)
         if data is None or len(data) == 0 or dtype is None:
             return None
         stored = np.frombuffer(bytes(data), dtype).reshape(self.shape(number))
@@ -83,11 +81,10 @@ class FileObjects:
         self._set_grid(tensor, steps, axis)
 
     def set_bias(self, operator: Any, place: int, integers: np.ndarray, steps: np.ndarray) -> None:
-        """Gives an operation a bias of its own."""
+        """Gives an operation a bias of its own, int32."""
         old = self.graph.tensors[operator.inputs[place]]
-        dtype = np.int64 if old.type == self._schema.TensorType.INT64 else np.int32
         number = self._new_tensor(old.name, old.type, old.shape)
-        self.graph.tensors[number].buffer = self._new_buffer(integers.astype(dtype).tobytes())
+        self.graph.tensors[number].buffer = self._new_buffer(integers.astype(np.int32).tobytes())
         self._set_grid(self.graph.tensors[number], steps, 0)
         self.set_input(operator, place, number)
 

@@ -117,14 +117,17 @@ def _from_keras(model: Any) -> Source:
         outputs=safe_names(_structure_keys(outputs, keras.tree.flatten) or produced),
         layers=layer_names(model),
         scopes_numbered=True,
-        kernels=_kernels(model),
+        **_quantized_layers(model),
     )
 
 
-def _kernels(model: Any) -> list[dict[str, Any]]:
-    """What layers say of kernels whose integers the converter cannot derive."""
+def _quantized_layers(model: Any) -> dict[str, Any]:
+    """What layers say of kernels whose integers the converter cannot derive, and what such a model can be."""
     having = [layer for layer in model._flatten_layers() if hasattr(layer, "__tflite_kernels__")]
-    return [kernel for layer in having for kernel in layer.__tflite_kernels__()]
+    if not having:
+        return {}
+    made = [kernel for layer in having for kernel in layer.__tflite_kernels__()]
+    return {"kernels": made, "precisions": ("int8", "int8_float_io")}
 
 
 def _check_names(model: Any, label: str) -> None:
@@ -184,7 +187,7 @@ def _from_called(model: Any, label: str) -> Source:
         outputs=safe_names(_structure_keys(produced, keras.tree.flatten) or numbered),
         layers=layer_names(model),
         scopes_numbered=True,
-        kernels=_kernels(model),
+        **_quantized_layers(model),
     )
 
 

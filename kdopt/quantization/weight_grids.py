@@ -191,7 +191,7 @@ class Ternary(WeightGrid):
 class Binary(WeightGrid):
     """-step and +step for each channel.
 
-        step = mean|w|,   w >= 0 becomes +step
+        step = mean|w|,   w >= 0 becomes +step;   channels that are zero throughout stay so
 
     Reference: Rastegari et al., "XNOR-Net", ECCV 2016, equation 5 (weights; activations stay as they are).
     """
@@ -202,7 +202,8 @@ class Binary(WeightGrid):
         return ops.mean(ops.abs(weights), axis=reduced_axes(weights, axes), keepdims=True)
 
     def integers(self, weights: Any, step: Any, axes: tuple[int, ...]) -> Any:
-        return ops.where(weights >= 0, ops.ones_like(weights), -ops.ones_like(weights))
+        sign = ops.where(weights >= 0, ops.ones_like(weights), -ops.ones_like(weights))
+        return ops.where(_largest(weights, axes) > 0, sign, 0.0)
 
 
 def _largest(weights: Any, axes: tuple[int, ...]) -> Any:

@@ -101,7 +101,9 @@ class Quantized(keras.layers.Wrapper):
     def call(self, inputs: Any, training: Any = None) -> Any:
         placement, ranges = self._hidden.placement, self.ranges
         if not training or not self.trainable:
-            (outputs,) = Pass(placement, ranges.pairs(), exact=False)([inputs])
+            run = Pass(placement, ranges.pairs(), exact=False)
+            run.how.starts = ranges.batches.value > 0
+            (outputs,) = run([inputs])
             return outputs
         following = Following(self.observer, placement, ranges, fresh=True)
         (outputs,) = Pass(placement, ranges.pairs(), training=Training(self.observer.quantize), observe=following)(
@@ -117,6 +119,11 @@ class Quantized(keras.layers.Wrapper):
         """What a converter cannot derive from the weights, see `tflite_export.kernels.Kernel`."""
         placement = self._hidden.placement
         entry = placement.traced.inputs[0]
+        if not float(self.ranges.batches):
+            raise ValueError(
+                f"{self.name!r} has no range yet. Train the model, or call it on data with training=True, before it is "
+                "exported."
+            )
         made = Pass(placement, [(float(low), float(high)) for low, high in np.asarray(self.ranges.limits)], "export")
         made([keras.ops.zeros([entry.shape[0] or 1, *(size or 32 for size in entry.shape[1:])], entry.dtype)])
         return made.kernels

@@ -137,6 +137,24 @@ def test_a_generator_starts_learned_ranges_with_its_first_batch():
     np.testing.assert_allclose([low, high], [X[:16].min(), X[:16].max()], rtol=1e-5)
 
 
+@pytest.mark.parametrize("observer", ["ema", "min_max", "percentile"])
+def test_a_batch_of_zeros_leaves_the_ranges(observer):
+    model = quantize_aware(net(), "native", observer=observer, calibration=X)
+    before = model.all_ranges()["image.input"]
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(np.zeros_like(X), Y, verbose=0)
+    assert model.all_ranges()["image.input"] == before
+
+
+def test_a_kernel_of_zeros_is_one_on_every_grid():
+    source = net()
+    source.get_layer("hidden").kernel.assign(np.zeros(source.get_layer("hidden").kernel.shape))
+    for weights in (4, "lsq", "power_of_two", "ternary", "binary"):
+        model = quantize_aware(source, "native", layers={"hidden": weights}, calibration=X)
+        integers, _, _ = kernels_in(tflite_export.convert(model, "int8").content)["hidden"]
+        assert not np.any(integers), weights
+
+
 def test_layers_that_stay_float_are_float_in_the_file():
     model = fitted(native({"head": "float", "conv": "float"}))
     file = tflite_export.convert(model, "int8")
@@ -146,6 +164,8 @@ def test_layers_that_stay_float_are_float_in_the_file():
     assert kinds.count("DEQUANTIZE") == kinds.count("QUANTIZE") == 2
     kernel = next(op.inputs[1].data for op in reversed(found) if op.name == "FULLY_CONNECTED")
     np.testing.assert_array_equal(kernel, np.transpose(model.net.get_layer("head").kernel))
+    bias = next(op.inputs[2].data for op in reversed(found) if op.name == "FULLY_CONNECTED")
+    np.testing.assert_array_equal(bias, model.net.get_layer("head").bias)
     ((got, step),) = outputs_of(file.content, X[:16])
     assert np.abs(got - model.predict(X[:16], verbose=0)).max() / step < 1.01
     modes = {entry.layer: entry for entry in model.report}

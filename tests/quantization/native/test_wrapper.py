@@ -84,3 +84,20 @@ def test_layers_that_it_cannot_be_for():
         Quantized(L.Dense(2), weights=12)
     with pytest.raises(TypeError, match="quantized one by one"):
         quantize_aware(net(), "native")
+
+
+def test_before_it_has_seen_data_it_computes_in_float_and_has_no_file():
+    model = net()
+    plain = keras.Sequential([layer.to_plain() if isinstance(layer, Quantized) else layer for layer in model.layers])
+    np.testing.assert_allclose(model.predict(X, verbose=0), plain.predict(X, verbose=0), rtol=0.1, atol=0.02)
+    with pytest.raises(ValueError, match="'quantized_conv2d.*' has no range yet. Train the model"):
+        tflite_export.convert(model, "int8", X)
+    rounded = fitted(model).predict(X, verbose=0)  # compiled once, it rounds now
+    assert len(np.unique(rounded)) <= 256
+
+
+@pytest.mark.parametrize("precision", ["float32", "int16x8", "int8_weights", "dynamic"])
+def test_other_precisions_name_the_way_out(precision):
+    model = fitted(net())
+    with pytest.raises(ValueError, match="was quantized for 'int8'.*`to_plain"):
+        tflite_export.convert(model, precision)
