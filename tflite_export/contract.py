@@ -41,11 +41,18 @@ def check(
 
 
 def float_layers(content: bytes, source: Source, wanted: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Layers (operation in brackets) that compute in floating point, but for the tensors that are wanted so."""
+    """Layers (operation in brackets) that compute in floating point, but for those that are wanted so.
+
+    Args:
+        content: A `.tflite` file.
+        source: What it was made from.
+        wanted: Names of tensors that float operations may make.
+    """
     found = inspect.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
+    left = (op for op in found if op.is_float and op.outputs[0].name not in wanted)
     return tuple(
         dict.fromkeys(
-            f"{op.layer or '?'} ({op.name})" for op in found if op.is_float and op.outputs[0].name not in wanted
+            f"{op.layer or '?'} ({op.name})" for op in left if not source.floats & set((op.layer or "").split("/"))
         )
     )
 

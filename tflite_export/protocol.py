@@ -12,6 +12,7 @@ An object takes part, without importing this package, by a method that returns a
 and, where they matter:
 
     "advice"       dict layer name -> what may stand in the way of an int8 file, and the way out
+    "floats"       names of layers that are to compute in floating point in an integer file, too
     "precisions"   names of the precisions it can have, e.g. ("int8", "int8_float_io")
     "kernels"      (a layer of a Keras model: the method `__tflite_kernels__()`, which returns them)
                    list of dicts, filled once `function` was called: kernels whose integers the converter cannot derive
@@ -53,6 +54,7 @@ class Source:
         layers: Names of the layers, to name the one an operation comes from.
         scopes_numbered: Whether graph scopes carry a call number after the layer name (Keras 3: `conv_1` for the
             first call of `conv`).
+        floats: Names of the layers that are to compute in floating point in an integer file, too.
         precisions: Names of the precisions it can have; None: all that fit `has_ranges`.
         kernels: Kernels whose integers the file must have, as dicts; filled once `function` was called.
     """
@@ -67,6 +69,7 @@ class Source:
     advice: Mapping[str, str] = field(default_factory=dict)
     layers: frozenset[str] = frozenset()
     scopes_numbered: bool = False
+    floats: frozenset[str] = frozenset()
     precisions: tuple[str, ...] | None = None
     kernels: Sequence[Mapping[str, Any]] = ()
 
@@ -118,7 +121,8 @@ def from_protocol(target: Any) -> Source:
         has_ranges=bool(answer["has_ranges"]),
         calibration=calibration,
         advice=answer.get("advice", {}),
-        layers=layer_names(answer["module"]) | layer_names(target),
+        layers=layer_names(answer["module"]) | layer_names(target) | frozenset(answer.get("floats", ())),
+        floats=frozenset(answer.get("floats", ())),
         precisions=answer.get("precisions"),
         kernels=answer.get("kernels", ()),
     )

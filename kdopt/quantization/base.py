@@ -68,6 +68,10 @@ class QuantizationAware(keras.Model):
         """What it can be exported to."""
         return ("int8", "int8_float_io")
 
+    def _floats(self) -> frozenset[str]:
+        """Names of the layers that compute in floating point in its file."""
+        return frozenset()
+
     @property
     def report(self) -> tuple[LayerReport, ...]:
         """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
@@ -171,6 +175,7 @@ class QuantizationAware(keras.Model):
             "has_ranges": "int8_weights" not in self._precisions(),
             "precisions": self._precisions(),
             "kernels": kernels,
+            "floats": self._floats(),
             "advice": {entry.layer: entry.reason for entry in self.report if _stands_in_the_way(entry)},
             "calibration": None if kept is None else dict(zip((e.name for e in inputs), kept, strict=True)),
         }

@@ -63,9 +63,10 @@ def quantize_aware(
 
         layers: Engine `"native"`: exceptions, a dict from a layer, its name, its class or a regular expression
             (`re.compile`) to a number of bits in [2, 8], a name in `WEIGHT_GRIDS` (`"uniform"`, `"lsq"`,
-            `"power_of_two"`, `"ternary"`, `"binary"`), a `WeightGrid`, `"float"` (the layer stays float in the file),
-            or a dict with `weights` (one of those), `per_channel` and `symmetric` (booleans). Later entries win. Layers
-            in a nested model are called `outer.inner`. Defaults to `None`.
+            `"power_of_two"`, `"ternary"`, `"binary"`), a `WeightGrid`, or a dict with `weights` (one of those),
+            `per_channel` and `symmetric` (booleans). `"float"`: the layer, also one without a kernel, or an operation
+            that TFLite has no int8 kernel for, stays float between a DEQUANTIZE and a QUANTIZE. Later entries win.
+            Layers in a nested model are called `outer.inner`. Defaults to `None`.
         calibration: Real inputs (a few hundred samples) that set the ranges before training: an array, a dict by
             input name, a list with one array an input, a `tf.data.Dataset` or an iterable of batches. Defaults to
             `None`: the first data `fit` gets; until then the model does not predict.

@@ -73,10 +73,12 @@ class Schemes:
     Attributes:
         scheme: The scheme.
         layers: Name of a layer -> its `LayerScheme`, for those that are not like the rest.
+        floats: Names of the layers without a kernel that stay float.
     """
 
     scheme: Scheme
     layers: Mapping[str, LayerScheme]
+    floats: frozenset[str] = frozenset()
 
     def of(self, layer: str) -> LayerScheme:
         """For a layer, by name."""
@@ -93,14 +95,16 @@ class Choices:
     """What there is to choose for in a model.
 
     Attributes:
-        operations: Name -> layer.
+        operations: Name -> layer or operation.
         kernels: Names of the layers with a kernel that is rounded.
         ranges: Names of the layers whose output has a range of its own in the file.
+        unable: Names of those that TFLite has no int8 kernel for.
     """
 
     operations: Mapping[str, Any]
     kernels: Collection[str]
     ranges: Collection[str]
+    unable: Collection[str] = ()
 
 
 def resolve(scheme: str, layers: Layers | None, choices: Choices) -> Schemes:
@@ -124,10 +128,10 @@ def resolve(scheme: str, layers: Layers | None, choices: Choices) -> Schemes:
     for key, value in (layers or {}).items():
         place = f"layers[{key!r}]"
         options = _options(value, place)
-        whole = isinstance(value, LayerScheme) and value.is_plain
-        for name in _followers(key, {"symmetric": value.symmetric} if whole else options, choices, place):
+        for name in _followers(key, _asked(value, options), choices, place):
             made[name] = replace(made.get(name, _PLAIN), **options)
-    return Schemes(found, made)
+    floats = (name for name, own in made.items() if own.weights is None and name not in choices.kernels)
+    return Schemes(found, made, frozenset(floats))
 
 
 _DENSE = (keras.layers.Dense, keras.layers.EinsumDense)
@@ -158,7 +162,12 @@ def _matched(key: Any, operations: Mapping[str, Any]) -> list[str]:
 def _followers(key: Any, options: Mapping[str, Any], choices: Choices, place: str) -> list[str]:
     """The layers that an entry is for; of a pattern or class, those that can follow it."""
     names = _matched(key, choices.operations)
-    wanted = {"kernel that is rounded": choices.kernels} if {"weights", "per_channel"} & set(options) else {}
+    wanted: dict[str, Collection[str]] = {}
+    if options.get("weights", 0) is None:
+        own = {*choices.kernels, *choices.ranges, *choices.unable}
+        wanted["operation of its own in the file"] = [name for name in choices.operations if name in own]
+    if "per_channel" in options or options.get("weights") is not None:
+        wanted["kernel that is rounded"] = choices.kernels
     if options.get("symmetric") and choices.ranges is not None:
         wanted["output with a range of its own in the file"] = choices.ranges
     for what, those in wanted.items():
@@ -167,6 +176,15 @@ def _followers(key: Any, options: Mapping[str, Any], choices: Choices, place: st
             raise ValueError(f"{place}: {', '.join(names)} has no {what}. Layers that have: {', '.join(those)}.")
         names = able
     return names
+
+
+def _asked(value: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a layer has to be able to follow: of a whole `LayerScheme`, what is not as it is for all layers."""
+    if not isinstance(value, LayerScheme):
+        return options
+    plain = {"per_channel": _PLAIN.per_channel, "symmetric": _PLAIN.symmetric}
+    asked = {name: options[name] for name, usual in plain.items() if options[name] != usual}
+    return asked if replace(value, per_channel=True).is_plain else {**asked, "weights": value.weights}
 
 
 def _options(value: Any, place: str) -> dict[str, Any]:

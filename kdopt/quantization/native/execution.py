@@ -12,6 +12,7 @@ from keras.src.ops.nn import Relu6
 
 from kdopt.graph.inline import Ref
 from kdopt.quantization.native.placement import Placement
+from kdopt.quantization.native.rules import LEFT
 from kdopt.quantization.native.scope import Scope
 from kdopt.quantization.native.steps import Step
 from kdopt.quantization.quantizers import fake_quantize, round_between
@@ -209,8 +210,25 @@ class Pass:
         if step.rule.call is None:
             if "training" in getattr(step.operation, "_call_context_args", {}):
                 kwargs["training"] = self.training
+            if step.rule is LEFT and self.mode == "export":
+                return _left_float(step.operation, args, kwargs)
             return step.operation(*args, **kwargs)
         return step.rule.call(Scope(self, step), step.operation, *args, **kwargs)
+
+
+def _left_float(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Calls an operation that a file is to leave in floating point, under its name.
+
+    Two factors that cancel out, before and behind it: the converter would compute a mean or an exponential on integers
+    all the same, and moves the rounding of the output behind a reshaping, which it then refuses.
+    """
+
+    def apart(x: Any) -> Any:
+        return x * 2.0 * 0.5 if "float" in str(getattr(x, "dtype", "")) else x
+
+    with keras.name_scope(operation.name):
+        args, kwargs = keras.tree.map_structure(apart, (args, kwargs))
+        return keras.tree.map_structure(apart, operation(*args, **kwargs))
 
 
 def step_of(low: Any, high: Any, bits: int = 8) -> Any:

@@ -5,7 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kdopt.quantization.native.placement import Placement
+from kdopt.graph.inline import Trace
+from kdopt.quantization.native.placement import Placement, place
+from kdopt.quantization.schemes import PLAIN, Choices
 
 
 def record(
@@ -61,6 +63,19 @@ def kernels_of(placement: Placement) -> list[tuple[str, Any, tuple[int, ...]]]:
     specs = [tf.TensorSpec((None, *entry.shape[1:]), entry.dtype) for entry in placement.traced.inputs]
     tf.function(run, autograph=False).get_concrete_function(*specs)
     return noted
+
+
+def choices_of(traced: Trace) -> Choices:
+    """What there is to choose for in a model."""
+    plain = place(traced, PLAIN)
+    kernels = (name for name, _, _ in kernels_of(plain))
+    unable = (step.layer for step in plain.steps if step.rule.output == "float")
+    return Choices(
+        {call.name: call.operation for call in traced.calls},
+        list(dict.fromkeys(kernels)),
+        plain.with_ranges(),
+        list(dict.fromkeys(unable)),
+    )
 
 
 def _refuse_fixed(placement: Placement, inside: set[str]) -> None:

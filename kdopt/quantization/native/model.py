@@ -9,7 +9,7 @@ from keras import ops
 
 from kdopt.core.copying import copy_model
 from kdopt.core.validation import check_flag, check_integer
-from kdopt.graph.inline import Trace, TracedInput, trace
+from kdopt.graph.inline import TracedInput, trace
 from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.learned_ranges import LearnedRange
@@ -24,7 +24,7 @@ from kdopt.quantization.native import (  # noqa: F401  they register themselves
 )
 from kdopt.quantization.native.execution import Limits, Pass, Training
 from kdopt.quantization.native.following import Following
-from kdopt.quantization.native.kernels import kernels_of, learned_steps
+from kdopt.quantization.native.kernels import choices_of, kernels_of, learned_steps
 from kdopt.quantization.native.limits import Ranges
 from kdopt.quantization.native.measuring import measured_ranges, shaped
 from kdopt.quantization.native.placement import Placement, place
@@ -33,7 +33,7 @@ from kdopt.quantization.native.steps import gives_probabilities
 from kdopt.quantization.observers import OBSERVERS, Observer
 from kdopt.quantization.ranges import RANGES, RangeMethod
 from kdopt.quantization.report import LayerReport
-from kdopt.quantization.schemes import PLAIN, Choices, Layers, LayerScheme, resolve
+from kdopt.quantization.schemes import Layers, LayerScheme, resolve
 
 
 class _Hidden:
@@ -42,7 +42,7 @@ class _Hidden:
     def __init__(self, net: keras.Model, observer: Observer, scheme: str, layers: Layers | None) -> None:
         self.graph = graph_of(net)
         traced = trace(net)
-        self.schemes = resolve(scheme, layers, _choices(traced))
+        self.schemes = resolve(scheme, layers, choices_of(traced))
         self.placement: Placement = place(traced, self.schemes)
         self.observer = observer
 
@@ -247,6 +247,11 @@ class NativeModel(QuantizationAware):
     def _precisions(self) -> tuple[str, ...]:
         return self._hidden.schemes.scheme.precisions
 
+    def _floats(self) -> frozenset[str]:
+        placement = self._hidden.placement
+        left = [step.operation for step in placement.steps if step.layer in placement.schemes.floats]
+        return frozenset(operation.name for operation in left)
+
     def freeze_ranges(self, frozen: bool = True) -> None:
         """Keeps all ranges as they are while training goes on, or lets them follow the data again.
 
@@ -323,12 +328,6 @@ def _by_name(layers: Layers | None, source: keras.Model) -> Layers | None:
         return layers
     names = {id(call.operation): call.name for call in trace(source).calls}
     return {names.get(id(key), key): value for key, value in layers.items()}
-
-
-def _choices(traced: Trace) -> Choices:
-    operations = {call.name: call.operation for call in traced.calls if isinstance(call.operation, keras.Layer)}
-    plain = place(traced, PLAIN)
-    return Choices(operations, list(dict.fromkeys(name for name, _, _ in kernels_of(plain))), plain.with_ranges())
 
 
 def _refuse_extended(source: keras.Model) -> None:

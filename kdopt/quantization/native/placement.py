@@ -15,7 +15,7 @@ from keras.src.applications.convnext import LayerScale
 from keras.src.ops import numpy as knp
 
 from kdopt.graph.inline import Ref, Trace
-from kdopt.quantization.native.rules import Rule
+from kdopt.quantization.native.rules import LEFT, Rule
 from kdopt.quantization.native.steps import Step, steps_of
 from kdopt.quantization.schemes import Schemes
 
@@ -75,7 +75,8 @@ class Placement:
     @property
     def has_special(self) -> bool:
         """Whether there are kernels whose integers a converter cannot derive."""
-        return self.bits is None or any(not scheme.is_plain for scheme in self.schemes.layers.values())
+        special = (name for name, scheme in self.schemes.layers.items() if not scheme.is_plain)
+        return self.bits is None or bool(set(special) - self.schemes.floats)
 
     def with_ranges(self) -> list[str]:
         """The layers whose output has a range of its own."""
@@ -101,7 +102,8 @@ class _Placer:
         for call in traced.calls:
             self.dtypes.update(zip(call.outputs, call.dtypes, strict=True))
         self.outputs = set(traced.outputs)
-        self.steps = steps_of(traced)
+        left = schemes.floats
+        self.steps = [replace(step, rule=LEFT) if step.layer in left else step for step in steps_of(traced)]
         self._read()
         self.steps = self._with_norms()
         self._read()

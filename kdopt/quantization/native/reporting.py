@@ -12,8 +12,10 @@ from kdopt.quantization.schemes import LayerScheme
 
 UNRULED = (
     "what is inside gets scales at export, if TFLite has int8 kernels for all of it; way out: give it a rule with "
-    "`kdopt.quantization.native.rules.quantization_rule`"
+    "`kdopt.quantization.native.rules.quantization_rule`, or leave it float by `layers`"
 )
+
+AS_WANTED = "as `layers` says; its input and output are int8 in the file"
 
 
 def report_of(placement: Placement) -> tuple[LayerReport, ...]:
@@ -34,10 +36,13 @@ def _record(layer: str, steps: list[Step], placement: Placement) -> LayerReport:
         return LayerReport(layer, "quantized", "folded into the kernel before it")
     outputs = [number for step in steps for number in step.outputs]
     own = any(placement.grids[number].own for number in outputs if number in placement.grids)
+    if layer in placement.schemes.floats:
+        return LayerReport(layer, "float", AS_WANTED)
     refused = next((step for step in steps if step.rule.output == "float"), None)
     if refused is not None:
         why = refused.rule.why or f"TFLite has no int8 kernel for {_kind(refused)}"
-        return LayerReport(layer, "float", f"{why}; an int8 file is refused")
+        way = f"leave it float by layers={{{layer!r}: 'float'}}, else an int8 file is refused"
+        return LayerReport(layer, "float", f"{why}; {way}")
     if not any(number in placement.floats for number in outputs):
         return LayerReport(layer, "float", "its outputs are integers")
     unknown = next((step for step in steps if not step.rule.known), None)
@@ -45,7 +50,7 @@ def _record(layer: str, steps: list[Step], placement: Placement) -> LayerReport:
         return LayerReport(layer, "output-only", f"no quantization rule for {_kind(unknown)}: {UNRULED}")
     scheme = placement.schemes.of(layer)
     if scheme.weights is None:
-        return LayerReport(layer, "float", "as `layers` says; its input and output are int8 in the file")
+        return LayerReport(layer, "float", AS_WANTED)
     return LayerReport(layer, "quantized", _why(steps, own) + _special(scheme))
 
 

@@ -52,6 +52,8 @@ class Rule:
 
 UNKNOWN = Rule(known=False)
 FLOAT = Rule("float")
+# Computes in floating point because the user wants it, between a DEQUANTIZE and a QUANTIZE.
+LEFT = Rule()
 Choose = Callable[[Any], Rule]
 
 
