@@ -143,7 +143,8 @@ def _attends(step: Any) -> Rule:
         return _unless_masked(step, layer)
     rank = len(layer._query_dense.equation.split(",")[0])
     everywhere = tuple(layer._attention_axes) == tuple(range(1, rank - 1))
-    masked = step.kwargs.get("attention_mask") is not None or step.kwargs.get("use_causal_mask")
+    window = getattr(layer, "_sliding_window", None)
+    masked = step.kwargs.get("attention_mask") is not None or step.kwargs.get("use_causal_mask") or window
     plain = everywhere and len(layer._output_dense.equation.split("->")[1]) == rank and not (rank > 3 and masked)
     return ATTENTION if plain else refused("the converter refuses attention over other axes than all of its places")
 

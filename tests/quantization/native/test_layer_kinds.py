@@ -81,6 +81,7 @@ QUANTIZED = {
     "lstm, states": lambda x: L.LSTM(4, return_state=True)(times(x)),
     "bidirectional, both": lambda x: L.Bidirectional(L.GRU(4, dropout=0.2), merge_mode=None)(times(x)),
     "attention, causal": lambda x: L.MultiHeadAttention(2, 4)(series(x), series(x), use_causal_mask=True),
+    "attention, near places": lambda x: L.MultiHeadAttention(2, 4, sliding_window=3)(series(x), series(x)),
     "attention, static mask": lambda x: L.MultiHeadAttention(2, 4)(
         series(x), series(x), attention_mask=np.tri(8, k=1, dtype=bool)[None]
     ),
@@ -115,6 +116,7 @@ FAST = ("softplus", "group norm")
 STEPS = {
     "bidirectional, both": 3,
     "attention to images": 4,
+    "attention, near places": 2,
     "attention, causal": 2,
     "attention, static mask": 2,
     "lstm, states": 2,
