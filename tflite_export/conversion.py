@@ -99,6 +99,7 @@ def _advice(source: Source, message: str) -> str:
 
 
 def _converted(source: Source, rule: Precision, data: Arrays | None, batch: int | None, verbose: bool) -> TFLiteModel:
+    _check_weights(source)
     with silenced(verbose):
         function = _traced(source, batch)
     kinds = _operations(function)
@@ -158,6 +159,17 @@ def _save(source: Source, function: Any, folder: str) -> None:
             f"{source.label} cannot be saved for the converter: {reason} Do look-ups (StringLookup, IntegerLookup) "
             "before the model, and give model and layers plain names."
         ) from error
+
+
+def _check_weights(source: Source) -> None:
+    """Refuses weights that are no numbers, of which the converter says something else."""
+    for variable in getattr(source.module, "variables", ()):
+        values = np.asarray(variable) if "float" in str(variable.dtype) else np.zeros(())
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise ConversionError(
+                f"{source.label}: {getattr(variable, 'path', variable.name)!r} holds NaN or infinity. Its training has "
+                "diverged: start again from weights before that, with a smaller learning rate or clipped gradients."
+            )
 
 
 def _variables(module: Any) -> list[Any]:

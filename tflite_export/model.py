@@ -132,7 +132,8 @@ class TFLiteModel:
         for what, infos in (("input ", self.inputs), ("output", self.outputs)):
             lines += [f"  {what} {_describe(info)}" for info in infos]
         if self.calibrated:
-            lines.append(f"  ranges from calibration, not training: {', '.join(self.calibrated)}")
+            more = f" and {len(self.calibrated) - 5} more" if len(self.calibrated) > 5 else ""
+            lines.append(f"  ranges from calibration, not training: {', '.join(self.calibrated[:5])}{more}")
         return "\n".join(lines)
 
 

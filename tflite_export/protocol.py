@@ -13,6 +13,7 @@ and, where they matter:
 
     "advice"       dict layer name -> what may stand in the way of an int8 file, and the way out
     "floats"       names of layers that are to compute in floating point in an integer file, too
+    "reference"    callable like "function": what the object itself predicts, if "function" is a form for the converter
     "precisions"   names of the precisions it can have, e.g. ("int8", "int8_float_io")
     "kernels"      (a layer of a Keras model: the method `__tflite_kernels__()`, which returns them)
                    list of dicts, filled once `function` was called: kernels whose integers the converter cannot derive
@@ -55,6 +56,7 @@ class Source:
         scopes_numbered: Whether graph scopes carry a call number after the layer name (Keras 3: `conv_1` for the
             first call of `conv`).
         floats: Names of the layers that are to compute in floating point in an integer file, too.
+        reference: As `function`: what it predicts by itself, if `function` is a form of it for the converter.
         precisions: Names of the precisions it can have; None: all that fit `has_ranges`.
         kernels: Kernels whose integers the file must have, as dicts; filled once `function` was called.
     """
@@ -70,6 +72,7 @@ class Source:
     layers: frozenset[str] = frozenset()
     scopes_numbered: bool = False
     floats: frozenset[str] = frozenset()
+    reference: Callable[..., Any] | None = None
     precisions: tuple[str, ...] | None = None
     kernels: Sequence[Mapping[str, Any]] = ()
 
@@ -84,7 +87,7 @@ class Source:
         return named_outputs(self.function(*tensors), self.outputs)
 
     def predict(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs the source eagerly, in batches: output name -> array (n, ...)."""
+        """Runs the source itself eagerly, in batches: output name -> array (n, ...)."""
         import tensorflow as tf
 
         count = len(next(iter(arrays.values())))
@@ -93,7 +96,8 @@ class Source:
         for start in range(0, count, size):
             index = np.arange(start, start + size) if self.fixed_batch else np.arange(start, min(start + size, count))
             batch = [tf.constant(arrays[name][np.minimum(index, count - 1)]) for name in self.inputs]
-            parts.append({name: np.asarray(value) for name, value in self.call(*batch).items()})
+            found = named_outputs((self.reference or self.function)(*batch), self.outputs)
+            parts.append({name: np.asarray(value) for name, value in found.items()})
         return {name: np.concatenate([part[name] for part in parts])[:count] for name in self.outputs}
 
 
@@ -124,6 +128,7 @@ def from_protocol(target: Any) -> Source:
         layers=layer_names(answer["module"]) | layer_names(target) | frozenset(answer.get("floats", ())),
         floats=frozenset(answer.get("floats", ())),
         precisions=answer.get("precisions"),
+        reference=answer.get("reference"),
         kernels=answer.get("kernels", ()),
     )
 

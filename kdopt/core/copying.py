@@ -4,6 +4,7 @@ import tempfile
 from typing import Any
 
 import keras
+from keras.src.models.functional import Functional
 
 from kdopt.core.compiling import compile_as
 
@@ -61,9 +62,23 @@ def _in_dtype(config: Any, dtype: str) -> Any:
 
 
 def _same_kind(model: keras.Model) -> keras.Model:
+    if _lambdas(model) and type(model) in (keras.Sequential, Functional):
+        return keras.models.clone_model(model, clone_function=_same_layer, recursive=True)
     if isinstance(model, keras.Sequential) or type(model) is keras.Model:
         return keras.models.clone_model(model)
     return _from_config(model)
+
+
+def _same_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A new layer; a `Lambda` with the same function, which its config holds as bytecode without what it refers to."""
+    if type(layer) is not keras.layers.Lambda:
+        return type(layer).from_config(layer.get_config())
+    options = {"name": layer.name, "trainable": layer.trainable, "dtype": layer.dtype_policy}
+    return keras.layers.Lambda(layer.function, layer._output_shape, layer.mask, layer.arguments, **options)
+
+
+def _lambdas(model: keras.Model) -> list[str]:
+    return [layer.name for layer in model._flatten_layers() if type(layer) is keras.layers.Lambda]
 
 
 def _from_config(model: keras.Model, dtype: str | None = None) -> keras.Model:
@@ -79,5 +94,15 @@ def _from_config(model: keras.Model, dtype: str | None = None) -> keras.Model:
         raise ValueError(
             f"{model.name!r} ({type(model).__name__}) cannot be made again from its config ({error}). Way out: "
             "give the class `get_config` and `from_config`, as saving needs them, or build a second model yourself."
+            + _about_lambdas(_lambdas(model))
         ) from error
     return copied
+
+
+def _about_lambdas(names: list[str]) -> str:
+    if not names:
+        return ""
+    return (
+        f" It has {', '.join(map(repr, names))}: what the function of a Lambda refers to is not in its config. Use "
+        "`keras.ops` in the graph, or a layer class of your own."
+    )

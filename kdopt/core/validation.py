@@ -46,8 +46,9 @@ def check_one_of(name: str, value: Any, choices: Collection[str]) -> str:
     """
     if isinstance(value, str) and value in choices:
         return value
-    close = get_close_matches(str(value), list(choices), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    begun = [choice for choice in choices if value and choice.startswith(str(value))]
+    close = begun or get_close_matches(str(value), list(choices), n=1)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.{hint}")
 
 

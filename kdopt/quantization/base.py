@@ -68,6 +68,10 @@ class QuantizationAware(keras.Model):
         """What it can be exported to."""
         return ("int8", "int8_float_io")
 
+    def _reference(self) -> Any:
+        """Function of the inputs' tensors: what the model predicts, where a converter gets another form of it."""
+        return None
+
     def _floats(self) -> frozenset[str]:
         """Names of the layers that compute in floating point in its file."""
         return frozenset()
@@ -142,14 +146,14 @@ class QuantizationAware(keras.Model):
     def save_assets(self, dir_path: str) -> None:
         kept = self._kept
         if kept is not None:
-            arrays: dict[str, Any] = dict(zip((entry.name for entry in self._inputs), kept, strict=True))
-            np.savez_compressed(Path(dir_path) / _SAMPLE_FILE, **arrays)
+            # By place: a subclassed model's inputs have other names when it is loaded.
+            np.savez_compressed(Path(dir_path) / _SAMPLE_FILE, *kept)
 
     def load_assets(self, dir_path: str) -> None:
         path = Path(dir_path) / _SAMPLE_FILE
         if path.exists():
             with np.load(path) as stored:
-                self.__dict__["_kept"] = [stored[entry.name] for entry in self._inputs]
+                self.__dict__["_kept"] = [stored[f"arr_{place}"] for place in range(len(self._inputs))]
 
     def __tflite_source__(self) -> dict[str, Any]:
         """What a `.tflite` converter needs: function, signature, and a sample for the tensors without a range."""
@@ -176,6 +180,7 @@ class QuantizationAware(keras.Model):
             "precisions": self._precisions(),
             "kernels": kernels,
             "floats": self._floats(),
+            "reference": self._reference(),
             "advice": {entry.layer: entry.reason for entry in self.report if _stands_in_the_way(entry)},
             "calibration": None if kept is None else dict(zip((e.name for e in inputs), kept, strict=True)),
         }

@@ -11,6 +11,7 @@ from kdopt.core.copying import copy_model
 from kdopt.core.validation import check_integer, check_one_of
 from kdopt.quantization.adaround import ITERATIONS
 from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.checks import check_model
 from kdopt.quantization.data import as_arrays, calibration_batches, sample
 from kdopt.quantization.equalize import equalize as equalize_channels
 from kdopt.quantization.native.execution import Pass
@@ -75,6 +76,7 @@ def post_training(
     Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
         sections 4.1 and 4.2 (with data); "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """
+    check_model(model)
     check_integer("samples", samples)
     check_one_of("rounding", rounding, ROUNDINGS)
     if iterations is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from kdopt.core.validation import check_one_of
 from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.checks import check_model
 from kdopt.quantization.native.model import NativeModel
 from kdopt.quantization.native.wrapper import Quantized
 from kdopt.quantization.observers import Observer
@@ -59,6 +60,13 @@ def quantize_aware(
             | `"no_weights"` | tfmot | float in training: the converter gives them scales | 8 bits | the same |
             | `"w4a8"`, `"w2a8"` | tfmot | 4 or 2 bits (tfmot's n-bit scheme), stored as int4 | 8 bits | the same |
 
+            `"int16x8"` is for nets without softmax, sigmoid, tanh, concatenation and maximum, e.g. those that end in
+            logits: the converter gives these 8 bits. Engine `"native"` unrolls recurrent layers on sequences of a fixed
+            length: their integer files grow by about 3 KB a step of time, and the first step of training takes seconds
+            to compile.
+
+            `"int16x8"` is for nets without softmax, sigmoid, tanh, concatenation and maximum, e.g. those that end in
+            logits: the converter gives these 8 bits.
             (With engine `"native"` zeros and clusters are kept by `keep_zeros` and by training with masks.)
 
         layers: Engine `"native"`: exceptions, a dict from a layer, its name, its class or a regular expression
@@ -104,6 +112,7 @@ def quantize_aware(
         Inference", CVPR 2018, equation 12.
     """
     check_one_of("engine", engine, ENGINES)
+    check_model(model)
     if isinstance(model, QuantizationAware):
         raise TypeError(
             f"{model.name!r} is quantized already. Train it on with `fit`, set its ranges anew with `calibrate(data)`, "

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 # Of a channel whose weights are all zero: any step will do.
@@ -32,7 +31,10 @@ def fake_quantize(x: Any, low: Any, high: Any, bits: int = 8) -> Any:
         high: Scalar >= 0, larger than `low`.
         bits: Integer in [2, 16]. Defaults to `8`.
     """
-    return keras.quantizers.fake_quant_with_min_max_vars(x, low, high, num_bits=bits)
+    import tensorflow as tf
+
+    wide = (ops.cast(value, "float32") for value in (x, low, high))
+    return ops.cast(tf.quantization.fake_quant_with_min_max_vars(*wide, num_bits=bits), x.dtype)
 
 
 def weight_step(weights: Any, axes: tuple[int, ...], bits: int = 8) -> Any:

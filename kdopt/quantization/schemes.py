@@ -153,6 +153,8 @@ def _matched(key: Any, operations: Mapping[str, Any]) -> list[str]:
     if not names:
         close = get_close_matches(str(key), operations, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        if any(name.startswith(f"{key}.") for name in operations):
+            hint = f" All layers of a nested model: re.compile({re.escape(str(key)) + '.'!r})."
         raise ValueError(
             f"`layers` has {key!r}, but the model has no such layer.{hint} It has: {', '.join(operations)}."
         )
@@ -203,6 +205,7 @@ def _options(value: Any, place: str) -> dict[str, Any]:
             options["weights"] = None if options["weights"] == "float" else grid_of(options["weights"])
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"{place}: {error} A number means so many bits, 'float' leaves the layer in floating point."
+                f"{place}: {error} A number means so many bits (one: 'binary'), 'float' leaves the layer in floating "
+                "point."
             ) from None
     return options

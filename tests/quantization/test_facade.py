@@ -11,7 +11,7 @@ import pytest
 from keras import layers, ops
 
 from kdopt.pruning.callbacks import GradualPruning
-from kdopt.quantization import LayerReport, QuantizedModel, quantize_aware
+from kdopt.quantization import LayerReport, QuantizedModel, post_training, quantize_aware
 from kdopt.schedules import Polynomial
 
 RANDOM = np.random.default_rng(5)
@@ -323,7 +323,10 @@ def test_bad_models_are_refused():
         quantize_aware(small(), engine="own")
     with pytest.raises(TypeError, match=r"quantized already.*strip"):
         quantize_aware(quantize_aware(small()))
-    with pytest.raises(TypeError, match=r"received Subclassed.*functional API"):
+    for load in (quantize_aware, lambda path: quantize_aware(path, "native"), lambda path: post_training(path, None)):
+        with pytest.raises(TypeError, match="Expected a built keras.Model; got str. Load it first"):
+            load("model.keras")
+    with pytest.raises(TypeError, match=r"received Subclassed.*engine='native'.*functional API"):
         quantize_aware(Subclassed())
     with pytest.raises(ValueError, match="not built"):
         quantize_aware(keras.Sequential([layers.Dense(2)]))

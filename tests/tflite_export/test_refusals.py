@@ -127,3 +127,13 @@ def test_a_lookup_layer_is_refused():
     model = keras.Sequential([keras.Input((1,), dtype="int32"), lookup, keras.layers.Embedding(3, 2)])
     with pytest.raises(tflite_export.ConversionError, match="cannot be saved for the converter.*Do look-ups"):
         tflite_export.convert(model, "float32")
+
+
+def test_weights_that_are_no_numbers():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="broken")])
+    kernel = np.zeros((4, 3), "float32")
+    kernel[1, 2] = np.nan
+    model.layers[0].kernel.assign(kernel)
+    for precision in ("float32", "int8"):
+        with pytest.raises(tflite_export.ConversionError, match="broken/kernel' holds NaN or infinity. Its training"):
+            tflite_export.convert(model, precision, np.zeros((4, 4), "float32") if precision == "int8" else None)

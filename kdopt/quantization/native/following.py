@@ -7,7 +7,7 @@ from keras import ops
 
 from kdopt.quantization.learned_ranges import LearnedRange
 from kdopt.quantization.native.execution import Limits
-from kdopt.quantization.native.measuring import DEAD, shaped, widest
+from kdopt.quantization.native.measuring import DEAD, shaped
 from kdopt.quantization.native.placement import Placement
 from kdopt.quantization.observers import Observer
 
@@ -24,16 +24,17 @@ class Following:
 
     def __init__(self, observer: Observer, placement: Placement, ranges: Any, fresh: bool) -> None:
         self.observer, self.placement, self.ranges = observer, placement, ranges
-        self.before, self.count = ranges.limits.value, ranges.batches.value
+        # Rows taken apart at once: a recurrent layer reads them hundreds of times.
+        self.before, self.count = _rows(ranges.limits), ranges.batches.value
         self.frozen = ranges.frozen.value > 0
-        self.learned = None if ranges.learned is None else ranges.learned.value
+        self.learned = None if ranges.learned is None else _rows(ranges.learned)
         self.fresh = fresh
         grids = (placement.grids.get(entry.index) for entry in placement.traced.inputs)
         self.inputs = {grid.row for grid in grids if grid is not None}
         self.finite: list[Any] = []
         self.updated: dict[int, Any] = {}
         self.starts: dict[int, Any] = {}
-        self.batches: dict[int, list[Any]] = {}
+        self.batches: dict[int, Any] = {}
 
     def __call__(self, row: int, x: Any) -> Limits:
         if self.learned is None:
@@ -41,14 +42,17 @@ class Following:
         return self._learned(row, x)
 
     def _observed(self, row: int, x: Any) -> Limits:
-        update = self.observer.update(self.before[row], self._batch(row, x), self.count)
+        batch = self._batch(row, x)
+        update = self.observer.update(self.before[row], batch, self.count)
         # Frozen ranges stay, and all where a batch is not finite, or zero throughout.
-        nothing = self.batches[row][-1][0] == self.batches[row][-1][1]
+        least, most = ops.unstack(batch)
+        nothing = least == most
         self.finite.append(ops.all(ops.isfinite(update)))
         stays = ops.logical_or(self.frozen | nothing, ops.logical_not(self.finite[-1]))
         update = ops.where(stays, self.before[row], ops.stop_gradient(self._shaped(row, update)))
         self.updated[row] = update
-        return update[0], ops.where(update[0] == update[1], DEAD, update[1])
+        low, high = ops.unstack(update)
+        return low, ops.where(low == high, DEAD, high)
 
     def _learned(self, row: int, x: Any) -> Limits:
         assert isinstance(self.observer, LearnedRange)
@@ -71,8 +75,12 @@ class Following:
 
     def _batch(self, row: int, x: Any) -> Any:
         """Several of one range in a loop over time."""
-        self.batches.setdefault(row, []).append(self.observer.limits_of(x, row in self.placement.positive))
-        return widest(self.batches[row])
+        found = self.observer.limits_of(x, row in self.placement.positive)
+        if row in self.batches:
+            before = self.batches[row]
+            found = ops.where([True, False], ops.minimum(before, found), ops.maximum(before, found))
+        self.batches[row] = found
+        return found
 
     def _shaped(self, row: int, pair: Any) -> Any:
         return shaped(pair, self.placement.bits or 8) if row in self.placement.symmetric else pair
@@ -81,7 +89,7 @@ class Following:
         """What learned ranges add to the loss."""
         if self.learned is None or not isinstance(self.observer, LearnedRange):
             return []
-        found = self.observer.penalty(self.learned)
+        found = self.observer.penalty(ops.stack(self.learned))
         return [] if found is None else [ops.where(self.frozen, 0.0, found)]
 
     def store(self) -> None:
@@ -91,7 +99,7 @@ class Following:
             self.ranges.limits.assign(ops.stack([self.updated.get(row, self.before[row]) for row in range(count)]))
         if self.starts and self.learned is not None:
             rows = [self.starts.get(row, self.learned[row]) for row in range(count)]
-            self.ranges.learned.assign(ops.where(self.count > 0, self.learned, ops.stack(rows)))
+            self.ranges.learned.assign(ops.where(self.count > 0, ops.stack(self.learned), ops.stack(rows)))
 
     def marked(self, outputs: list[Any]) -> list[Any]:
         """Outputs as they are, NaN where a tensor was not finite: fake quantization makes a number of NaN."""
@@ -99,3 +107,8 @@ class Following:
             return outputs
         whole = ops.all(ops.stack(self.finite))
         return [ops.where(whole, y, float("nan")) if "float" in str(y.dtype) else y for y in outputs]
+
+
+def _rows(pairs: Any) -> list[Any]:
+    """Each row of a Variable."""
+    return list(ops.unstack(pairs.value)) if pairs.shape[0] else []

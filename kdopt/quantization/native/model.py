@@ -12,6 +12,7 @@ from kdopt.core.validation import check_flag, check_integer
 from kdopt.graph.inline import TracedInput, trace
 from kdopt.graph.trace import graph_of
 from kdopt.quantization.base import QuantizationAware
+from kdopt.quantization.checks import check_model
 from kdopt.quantization.learned_ranges import LearnedRange
 from kdopt.quantization.losses import check_losses, cross_entropy
 from kdopt.quantization.native import (  # noqa: F401  they register themselves
@@ -84,8 +85,7 @@ class NativeModel(QuantizationAware):
         losses: Mapping[str, float] | None = None,
         name: str | None = None,
     ) -> None:
-        if not isinstance(source, keras.Model):
-            raise TypeError(f"Expected a built keras.Model; got {type(source).__name__}.")
+        check_model(source)
         # float32 whatever the global policy is: its ranges must not be read in half precision.
         super().__init__(name=name or f"{source.name}_quantized", dtype="float32")
         _refuse_extended(source)
@@ -246,6 +246,9 @@ class NativeModel(QuantizationAware):
 
     def _precisions(self) -> tuple[str, ...]:
         return self._hidden.schemes.scheme.precisions
+
+    def _reference(self) -> Any:
+        return lambda *tensors: Pass(self._hidden.placement, self.ranges.pairs())(list(tensors))
 
     def _floats(self) -> frozenset[str]:
         placement = self._hidden.placement

@@ -20,11 +20,12 @@ AS_WANTED = "as `layers` says; its input and output are int8 in the file"
 
 def report_of(placement: Placement) -> tuple[LayerReport, ...]:
     """One record a source layer, in order."""
+    names = {id(call.operation): call.name for call in placement.traced.calls}
     by_layer: dict[str, list[Step]] = defaultdict(list)
     for step in placement.steps:
         by_layer[step.layer].append(step)
         if step.norm is not None:
-            by_layer[step.norm.name] = []
+            by_layer[names[id(step.norm)]] = []
     if placement.bits is None:
         kernels = {layer for layer, _, _ in kernels_of(placement)}
         return tuple(_record_weights(layer, steps, placement, layer in kernels) for layer, steps in by_layer.items())

@@ -214,7 +214,18 @@ class Scope:
             noted.append((self._step.layer, variable, axes))
 
     def _on_grid(self, variable: Any, axes: tuple[int, ...], factor: Any = None) -> tuple[Any, Any]:
-        """`variable * factor` on the grid of the layer, and the steps; as it is without steps in a float layer."""
+        """`variable * factor` on the grid of the layer, and the steps; as it is without steps in a float layer.
+
+        Computed once in a pass, whatever the number of steps of time that call the layer.
+        """
+        if factor is not None and len(np.shape(factor)):
+            return self._newly_on_grid(variable, axes, factor)
+        key = self._step.layer, id(variable), axes, factor
+        if key not in self._run.on_grid:
+            self._run.on_grid[key] = self._newly_on_grid(variable, axes, factor)
+        return self._run.on_grid[key]
+
+    def _newly_on_grid(self, variable: Any, axes: tuple[int, ...], factor: Any) -> tuple[Any, Any]:
         run, scheme = self._run, self._run.placement.schemes.of(self._step.layer)
         exact = weights = ops.cast(variable, "float32")
         if factor is not None:

@@ -37,8 +37,8 @@ def functional_of(model: Any) -> Any:
     if chain or is_graph(model):
         return graph_of(model)  # which refuses a Sequential that is not built
     raise TypeError(
-        f"Expected a Keras 3 Sequential or Functional model; received {type(model).__name__}, which "
-        f"computes its outputs in "
-        "Python code that cannot be rebuilt layer by layer. Way out: write it with the functional API, "
-        "`keras.Model(inputs, outputs)`; parts with their own `call` may stay as layers in it."
+        f"Engine 'tfmot' expected a Keras 3 Sequential or Functional model; received {type(model).__name__}, which "
+        "computes its outputs in Python code that cannot be rebuilt layer by layer. Way out: engine='native'; or write "
+        "it with the functional API, `keras.Model(inputs, outputs)`; parts with their own `call` may stay as layers in "
+        "it."
     )

@@ -201,3 +201,44 @@ def test_a_batch_of_nan_shows_in_the_loss_as_without_rounding(observer):
     x = X.copy()
     x[0, 0] = np.nan
     assert np.isnan(model.train_on_batch(x, np.zeros((32, 2))))
+
+
+@keras.saving.register_keras_serializable("test_oddities")
+class Net(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first, self.last = L.Dense(6, name="first"), L.Dense(3, name="last")
+
+    def call(self, inputs):
+        return self.last(keras.ops.relu(self.first(inputs)))
+
+
+def test_a_subclassed_model_comes_back_with_its_sample(tmp_path):
+    source = Net()
+    source(X[:, 0, 0])
+    model = quantize_aware(source, "native", calibration=X[:, 0, 0])
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(X[:, 0, 0], verbose=0), model.predict(X[:, 0, 0], verbose=0))
+    np.testing.assert_array_equal(again._kept[0], model._kept[0])
+
+
+def test_what_is_verified_is_what_the_model_predicts():
+    x = np.random.default_rng(3).normal(size=(32, 6, 4)).astype("float32")
+    keras.utils.set_random_seed(3)
+    source = keras.Sequential([keras.Input((6, 4)), L.LSTM(5), L.Dense(3)])
+    model = quantize_aware(source, "native", calibration=x)
+    file = tflite_export.convert(model, "int8")
+    found = tflite_export.verify(model, file, x)
+    difference = file.predict(x) - model.predict(x, verbose=0)
+    assert found.rmse == pytest.approx(np.sqrt(np.mean(difference**2)), abs=1e-9)
+
+
+def test_names_of_nested_layers_in_the_report():
+    inside = keras.Sequential([keras.Input((8, 8, 2)), L.Conv2D(3, 3, name="conv"), L.BatchNormalization(name="norm")])
+    inside.name = "inside"
+    inputs = keras.Input((8, 8, 2))
+    model = quantize_aware(keras.Model(inputs, L.Flatten(name="flat")(inside(inputs))), "native")
+    assert [entry.layer for entry in model.report] == ["inside.conv", "inside.norm", "flat"]
+    with pytest.raises(ValueError, match=r"All layers of a nested model: re.compile\('inside.'\)"):
+        quantize_aware(model.strip(), "native", layers={"inside": 4})
