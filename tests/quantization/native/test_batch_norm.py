@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from keras.src import backend
 
 import kdopt.quantization.native.folding as folding
 from kdopt.quantization import quantize_aware
@@ -65,6 +66,14 @@ def test_other_options_are_left_to_the_layer(options):
     layer, other = pair((8, 4, 4, 3), **options)
     x = tf.constant(RANDOM.normal(1, 2, (8, 4, 4, 3)).astype("float32"))
     np.testing.assert_array_equal(folding.normalized(other, x, run()), layer(x, training=True))
+
+
+def test_masked_places_do_not_count():
+    layer, other = pair((4, 6, 3))
+    x = tf.constant(RANDOM.normal(1, 2, (4, 6, 3)).astype("float32"))
+    backend.set_keras_mask(x, tf.constant(RANDOM.integers(0, 2, (4, 6)).astype(bool)))
+    np.testing.assert_array_equal(folding.normalized(other, x, run()), layer(x, training=True))
+    np.testing.assert_array_equal(other.moving_mean, layer.moving_mean)
 
 
 @pytest.mark.parametrize("options", [{"folding": True}, {"freeze_batch_norm": 2}])
