@@ -61,7 +61,6 @@ class Pass:
 
     Attributes:
         kernels: Of mode "export": what a file cannot derive from the constants by itself, see `Scope`.
-        on_grid: Kernels that were rounded already, with their steps.
         fixed: Names of the layers with a tensor inside whose scale TFLite prescribes.
     """
 
@@ -85,7 +84,6 @@ class Pass:
         self._exact = exact and after is None
         self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen
-        self.on_grid: dict[Any, tuple[Any, Any]] = {}
         self._steps: dict[int, tuple[Any, Any]] = {}
         self._sums: dict[int, tuple[Any, Any, Any, float | None]] = {}
 

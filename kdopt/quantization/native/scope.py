@@ -20,6 +20,7 @@ class Scope:
 
     def __init__(self, run: Any, step: Step, prefix: str = "") -> None:
         self._run, self._step, self._prefix = run, step, prefix
+        self._kernels: dict[Any, tuple[Any, Any]] = {}
 
     def part(self, name: str) -> "Scope":
         """For a layer inside the layer, whose ranges are named `name.range`."""
@@ -216,14 +217,14 @@ class Scope:
     def _on_grid(self, variable: Any, axes: tuple[int, ...], factor: Any = None) -> tuple[Any, Any]:
         """`variable * factor` on the grid of the layer, and the steps; as it is without steps in a float layer.
 
-        Computed once in a pass, whatever the number of steps of time that call the layer.
+        Computed once in a call of the layer, whatever its number of steps of time.
         """
         if factor is not None and len(np.shape(factor)):
             return self._newly_on_grid(variable, axes, factor)
-        key = self._step.layer, id(variable), axes, factor
-        if key not in self._run.on_grid:
-            self._run.on_grid[key] = self._newly_on_grid(variable, axes, factor)
-        return self._run.on_grid[key]
+        key = id(variable), axes, factor
+        if key not in self._kernels:
+            self._kernels[key] = self._newly_on_grid(variable, axes, factor)
+        return self._kernels[key]
 
     def _newly_on_grid(self, variable: Any, axes: tuple[int, ...], factor: Any) -> tuple[Any, Any]:
         run, scheme = self._run, self._run.placement.schemes.of(self._step.layer)
