@@ -8,13 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 from keras.src import backend
-from keras.src.ops.nn import Relu6
 
 from kdopt.graph.inline import Ref
 from kdopt.quantization.native.placement import Placement
 from kdopt.quantization.native.rules import LEFT
 from kdopt.quantization.native.scope import Scope
-from kdopt.quantization.native.steps import Step
+from kdopt.quantization.native.steps import Step, end_of_relu
 from kdopt.quantization.quantizers import fake_quantize, round_between
 
 # "float": no rounding, ranges are measured. "rounded": as the file computes. "export": for the converter, weights as
@@ -102,7 +101,7 @@ class Pass:
             outputs = self._called(step, args, kwargs)
             if step.rule.relu and id(args[0]) in self._sums:
                 _, sums, products, _ = self._sums[id(args[0])]
-                self._sums[id(outputs)] = (outputs, sums, products, _cap(step.operation))
+                self._sums[id(outputs)] = (outputs, sums, products, end_of_relu(step.operation))
             if self._after is not None:
                 outputs = self._after(step, outputs)
             self._regularize(step.regularized, outputs)
@@ -238,13 +237,6 @@ def step_of(low: Any, high: Any, bits: int = 8) -> Any:
         return np.float32((np.float64(high) - np.float64(low)) / levels)
     wide = (ops.cast(high, "float64") - ops.cast(low, "float64")) / levels
     return ops.cast(wide, "float32")
-
-
-def _cap(operation: Any) -> float | None:
-    """Where a ReLU ends: 6, or nowhere."""
-    function = operation.activation if isinstance(operation, keras.layers.Activation) else operation
-    six = function is keras.activations.relu6 or isinstance(function, Relu6) or getattr(function, "max_value", None)
-    return 6.0 if six else None
 
 
 def _masked_like(made: Any, x: Any) -> Any:

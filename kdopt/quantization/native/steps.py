@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from keras import layers, ops
+from keras.src.ops.nn import Relu6
 
 from kdopt.graph.inline import Call, Ref, Trace
 from kdopt.quantization.checks import check_unmasked
@@ -50,7 +51,24 @@ def steps_of(traced: Trace) -> list[Step]:
     """The calls of a trace as steps."""
     used = [number for call in traced.calls for number in call.outputs]
     numbers = iter(range(max([*used, *(entry.index for entry in traced.inputs)]) + 1, 1 << 30))
-    return [step for call in traced.calls for step in _steps(call, numbers)]
+    return _without_twins([step for call in traced.calls for step in _steps(call, numbers)])
+
+
+def _without_twins(steps: list[Step]) -> list[Step]:
+    """The steps, each ReLU of a tensor that has one already in place of that one's output: the converter joins them,
+    and fuses them into the operation before."""
+    first: dict[tuple[int, float | None], int] = {}
+    made = []
+    for step in steps:
+        if step.rule.relu:
+            before = first.setdefault((step.inputs[0], end_of_relu(step.operation)), step.outputs[0])
+            if before != step.outputs[0]:
+                step = replace(step, args=(Ref(before),), kwargs={}, rule=_TWIN)
+        made.append(step)
+    return made
+
+
+_TWIN = Rule("input", identity=True, call=lambda scope, operation, x: x)
 
 
 def activation_of(operation: Any) -> Any:
@@ -59,6 +77,13 @@ def activation_of(operation: Any) -> Any:
     if isinstance(operation, keras.layers.Activation) or function is keras.activations.linear:
         return None
     return function
+
+
+def end_of_relu(operation: Any) -> float | None:
+    """Where a ReLU ends: 6, or nowhere."""
+    function = operation.activation if isinstance(operation, keras.layers.Activation) else operation
+    six = function is keras.activations.relu6 or isinstance(function, Relu6) or getattr(function, "max_value", None)
+    return 6.0 if six else None
 
 
 def gives_probabilities(step: Step) -> bool:

@@ -28,10 +28,15 @@ def closeness(source, model, x=X):
     return float(np.abs(one - other).max() / np.abs(one).max())
 
 
+def relus(x):
+    return L.ReLU()(x), L.Activation("relu")(x)
+
+
 MODELS = {
     "dropout before the norm": lambda x: L.BatchNormalization()(L.Dropout(0.3)(L.Conv2D(4, 3)(x))),
     "identity before the norm": lambda x: L.BatchNormalization()(L.Activation("linear")(L.Conv2D(4, 3)(x))),
     "einsum with a shared bias": lambda x: L.EinsumDense("abcd,de->abce", (8, 8, 3), bias_axes="e")(x),
+    "two relus of one tensor": lambda x: L.Add()([L.Conv2D(3, 1)(y) for y in relus(L.Conv2D(4, 3)(x))]),
     "norm without offset": lambda x: L.BatchNormalization(center=False, scale=False)(L.Conv2D(4, 3)(x)),
 }
 
@@ -242,3 +247,15 @@ def test_names_of_nested_layers_in_the_report():
     assert [entry.layer for entry in model.report] == ["inside.conv", "inside.norm", "flat"]
     with pytest.raises(ValueError, match=r"All layers of a nested model: re.compile\('inside.'\)"):
         quantize_aware(model.strip(), "native", layers={"inside": 4})
+
+
+def test_the_samples_of_two_inputs_come_back_in_their_places(tmp_path):
+    one, two = keras.Input((4,), name="one"), keras.Input((3,), name="two")
+    source = keras.Model([two, one], L.Dense(2)(L.Concatenate()([one, two])))
+    data = {"one": RANDOM.normal(size=(20, 4)).astype("float32"), "two": RANDOM.normal(size=(20, 3)).astype("float32")}
+    model = quantize_aware(source, "native", calibration=data)
+    model.save(tmp_path / "model.keras")
+    kept = keras.models.load_model(tmp_path / "model.keras").__tflite_source__()["calibration"]
+    assert {name: array.shape[1:] for name, array in kept.items()} == {"two": (3,), "one": (4,)}
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, data[name][: len(array)])
