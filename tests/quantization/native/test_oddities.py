@@ -259,3 +259,14 @@ def test_the_samples_of_two_inputs_come_back_in_their_places(tmp_path):
     assert {name: array.shape[1:] for name, array in kept.items()} == {"two": (3,), "one": (4,)}
     for name, array in kept.items():
         np.testing.assert_array_equal(array, data[name][: len(array)])
+
+
+def test_a_batch_of_a_recurrent_layer_is_all_its_steps_of_time():
+    source = keras.Sequential([keras.Input((5, 1)), L.SimpleRNN(1, activation="relu", name="rnn"), L.Dense(1)])
+    source.get_layer("rnn").set_weights([np.ones((1, 1)), np.zeros((1, 1)), np.zeros(1)])  # the state is the input
+    x = np.tile(np.array([1.0, 9.0, 4.0, 2.0, 0.5], "float32")[None, :, None], (8, 1, 1))
+    model = quantize_aware(source, "native", observer="min_max")
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(((x, np.zeros((8, 1))) for _ in range(1)), steps_per_epoch=1, verbose=0)
+    high = max(high for name, (_, high) in model.all_ranges().items() if name.startswith("rnn.state"))
+    assert high == pytest.approx(9.0, rel=0.01)
