@@ -98,13 +98,13 @@ class Choices:
         operations: Name -> layer or operation.
         kernels: Names of the layers with a kernel that is rounded.
         ranges: Names of the layers whose output has a range of its own in the file.
-        unable: Names of those that TFLite has no int8 kernel for.
+        computed: Names of those that compute something in the file, so that they could do so in floating point.
     """
 
     operations: Mapping[str, Any]
     kernels: Collection[str]
     ranges: Collection[str]
-    unable: Collection[str] = ()
+    computed: Collection[str] = ()
 
 
 def resolve(scheme: str, layers: Layers | None, choices: Choices) -> Schemes:
@@ -130,7 +130,11 @@ def resolve(scheme: str, layers: Layers | None, choices: Choices) -> Schemes:
         options = _options(value, place)
         for name in _followers(key, _asked(value, options), choices, place):
             made[name] = replace(made.get(name, _PLAIN), **options)
-    floats = (name for name, own in made.items() if own.weights is None and name not in choices.kernels)
+    floats = [name for name, own in made.items() if own.weights is None and name not in choices.kernels]
+    if floats and found.bits is None:
+        raise ValueError(
+            f"`layers` leaves {', '.join(floats)} float, as scheme={scheme!r} does with all without kernels."
+        )
     return Schemes(found, made, frozenset(floats))
 
 
@@ -166,8 +170,7 @@ def _followers(key: Any, options: Mapping[str, Any], choices: Choices, place: st
     names = _matched(key, choices.operations)
     wanted: dict[str, Collection[str]] = {}
     if options.get("weights", 0) is None:
-        own = {*choices.kernels, *choices.ranges, *choices.unable}
-        wanted["operation of its own in the file"] = [name for name in choices.operations if name in own]
+        wanted["operation that could be float"] = list(dict.fromkeys([*choices.kernels, *choices.computed]))
     if "per_channel" in options or options.get("weights") is not None:
         wanted["kernel that is rounded"] = choices.kernels
     if options.get("symmetric") and choices.ranges is not None:

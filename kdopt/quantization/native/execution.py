@@ -210,13 +210,13 @@ class Pass:
             if "training" in getattr(step.operation, "_call_context_args", {}):
                 kwargs["training"] = self.training
             if step.rule is LEFT and self.mode == "export":
-                return _left_float(step.operation, args, kwargs)
+                return _left_float(step, args, kwargs)
             return step.operation(*args, **kwargs)
         return step.rule.call(Scope(self, step), step.operation, *args, **kwargs)
 
 
-def _left_float(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Calls an operation that a file is to leave in floating point, under its name.
+def _left_float(step: Step, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Calls a layer that a file is to leave in floating point, under its name.
 
     Two factors that cancel out, before and behind it: the converter would compute a mean or an exponential on integers
     all the same, and moves the rounding of the output behind a reshaping, which it then refuses.
@@ -225,9 +225,9 @@ def _left_float(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     def apart(x: Any) -> Any:
         return x * 2.0 * 0.5 if "float" in str(getattr(x, "dtype", "")) else x
 
-    with keras.name_scope(operation.name):
+    with keras.name_scope(step.layer):
         args, kwargs = keras.tree.map_structure(apart, (args, kwargs))
-        return keras.tree.map_structure(apart, operation(*args, **kwargs))
+        return keras.tree.map_structure(apart, step.operation(*args, **kwargs))
 
 
 def step_of(low: Any, high: Any, bits: int = 8) -> Any:

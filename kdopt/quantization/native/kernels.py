@@ -69,12 +69,12 @@ def choices_of(traced: Trace) -> Choices:
     """What there is to choose for in a model."""
     plain = place(traced, PLAIN)
     kernels = (name for name, _, _ in kernels_of(plain))
-    unable = (step.layer for step in plain.steps if step.rule.output == "float")
+    computed = (step.layer for step in plain.steps if step.rule.output != "input" and not step.rule.identity)
     return Choices(
         {call.name: call.operation for call in traced.calls},
         list(dict.fromkeys(kernels)),
         plain.with_ranges(),
-        list(dict.fromkeys(unable)),
+        list(dict.fromkeys(computed)),
     )
 
 

@@ -251,9 +251,7 @@ class NativeModel(QuantizationAware):
         return lambda *tensors: Pass(self._hidden.placement, self.ranges.pairs())(list(tensors))
 
     def _floats(self) -> frozenset[str]:
-        placement = self._hidden.placement
-        left = [step.operation for step in placement.steps if step.layer in placement.schemes.floats]
-        return frozenset(operation.name for operation in left)
+        return self._hidden.schemes.floats
 
     def freeze_ranges(self, frozen: bool = True) -> None:
         """Keeps all ranges as they are while training goes on, or lets them follow the data again.

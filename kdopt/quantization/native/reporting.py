@@ -15,6 +15,7 @@ UNRULED = (
     "`kdopt.quantization.native.rules.quantization_rule`, or leave it float by `layers`"
 )
 
+KERNELS_AS_WANTED = "its kernels, as `layers` says; what is between them is int8 in the file"
 AS_WANTED = "as `layers` says; its input and output are int8 in the file"
 
 
@@ -51,7 +52,8 @@ def _record(layer: str, steps: list[Step], placement: Placement) -> LayerReport:
         return LayerReport(layer, "output-only", f"no quantization rule for {_kind(unknown)}: {UNRULED}")
     scheme = placement.schemes.of(layer)
     if scheme.weights is None:
-        return LayerReport(layer, "float", AS_WANTED)
+        parts = any(step.rule.inner for step in steps)
+        return LayerReport(layer, "float", KERNELS_AS_WANTED if parts else AS_WANTED)
     return LayerReport(layer, "quantized", _why(steps, own) + _special(scheme))
 
 
