@@ -83,6 +83,7 @@ class Pass:
         self._exact = exact and after is None
         self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen
+        self._cloned: dict[int, Any] = {}
         self._steps: dict[int, tuple[Any, Any]] = {}
         self._sums: dict[int, tuple[Any, Any, Any, float | None]] = {}
 
@@ -95,8 +96,10 @@ class Pass:
             values[entry.index] = self._placed(entry.index, x)
         for step in self.placement.steps:
             self._turn_to(step.name)
+            # The converter fuses a ReLU with a dense layer even where others read that, too.
+            read = {**values, **self._cloned} if step.rule.relu and self._cloned else values
             args, kwargs = keras.tree.map_structure(
-                lambda leaf: values[leaf.index] if isinstance(leaf, Ref) else leaf, (step.args, step.kwargs)
+                lambda leaf, read=read: read[leaf.index] if isinstance(leaf, Ref) else leaf, (step.args, step.kwargs)
             )
             outputs = self._called(step, args, kwargs)
             if step.rule.relu and id(args[0]) in self._sums:
@@ -107,6 +110,8 @@ class Pass:
             self._regularize(step.regularized, outputs)
             for number, output in zip(step.outputs, keras.tree.flatten(outputs), strict=True):
                 values[number] = self._placed(number, output)
+                if number in self.placement.cloned and self.mode == "rounded":
+                    self._cloned[number] = output
         return [values[number] for number in traced.outputs]
 
     def _regularize(self, layer: Any, outputs: Any) -> None:

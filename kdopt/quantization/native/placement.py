@@ -57,6 +57,7 @@ class Placement:
         schemes: How each layer is rounded.
         symmetric: Numbers of the ranges with zero point 0.
         shifted: Names of the steps that a number is added to, which the converter makes part of their bias.
+        cloned: Numbers of the outputs of dense layers that are there twice, if a ReLU reads them.
         learned: `id` of a kernel -> the Variable of its learned step.
     """
 
@@ -70,6 +71,7 @@ class Placement:
     schemes: Schemes
     symmetric: frozenset[int]
     shifted: frozenset[str] = frozenset()
+    cloned: frozenset[int] = frozenset()
     learned: dict[int, Any] = field(default_factory=dict)
 
     @property
@@ -180,8 +182,10 @@ class _Placer:
         names, steps, symmetric = tuple(self.names), tuple(self.steps), self.symmetric(inside)
         readers = ((step, self.only_reader(step.outputs[0])) for step in steps if step.rule.fuses_norm)
         shifted = frozenset(step.name for step, after in readers if after is not None and is_absorbed(after))
+        kept = positive - symmetric
+        cloned = frozenset(step.outputs[0] for step in steps if self.is_cloned(step))
         return Placement(
-            self.traced, steps, self.grids, inner, names, floats, positive - symmetric, self.schemes, symmetric, shifted
+            self.traced, steps, self.grids, inner, names, floats, kept, self.schemes, symmetric, shifted, cloned
         )
 
     def place_outputs(self, inner: dict[str, dict[str, int]]) -> None:
@@ -201,6 +205,11 @@ class _Placer:
                     before = self.grids[step.inputs[0]]
                     factor = before.factor * step.rule.factor
                     self.grids[number] = replace(before, own=False, rounds=step.rule.rounds, factor=factor)
+
+    def is_cloned(self, step: Step) -> bool:
+        """Whether the file has a dense layer twice: fused with a ReLU that reads it, and without, for the others."""
+        dense = isinstance(step.operation, (keras.layers.Dense, keras.layers.EinsumDense)) and step.rule.fuses_relu
+        return dense and self.has_own(step, step.outputs[0])
 
     def symmetric(self, inside: set[int]) -> frozenset[int]:
         """The ranges with zero point 0."""

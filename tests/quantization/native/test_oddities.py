@@ -50,6 +50,19 @@ def test_it_is_the_source_and_the_file_is_it(name):
     assert (np.abs(got - model.predict(on_grid(content, X)[1], verbose=0)) / step).max() < 1.01
 
 
+@pytest.mark.parametrize("relu", ["relu", "relu6"])
+@pytest.mark.parametrize("build", [lambda: L.Dense(4), lambda: L.EinsumDense("abcd,de->abce", (8, 8, 4))])
+def test_a_dense_layer_that_a_relu_and_others_read_is_there_twice(build, relu):
+    def made(x):
+        y = build()(x)
+        return L.Add()([y, L.Dense(4)(L.Activation(relu)(y))])
+
+    model = native(made)[1]
+    content = tflite_export.convert(model, "int8").content
+    ((got, step),) = outputs_of(content, X)
+    assert (np.abs(got - model.predict(on_grid(content, X)[1], verbose=0)) / step).max() < 0.01
+
+
 def test_parts_of_one_layer_are_outputs_of_their_own():
     source, model = native(lambda x: list(ops.split(L.Dense(6)(L.Flatten()(x)), 2, axis=-1)))
     made = outputs_of(tflite_export.convert(model, "int8").content, X)
