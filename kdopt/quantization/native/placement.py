@@ -16,7 +16,7 @@ from keras.src.ops import numpy as knp
 
 from kdopt.graph.inline import Ref, Trace
 from kdopt.quantization.native.rules import LEFT, Rule
-from kdopt.quantization.native.steps import Step, steps_of
+from kdopt.quantization.native.steps import Scaled, Step, steps_of
 from kdopt.quantization.schemes import Schemes
 
 _IMAGES = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
@@ -315,7 +315,7 @@ def keeps_scale(step: Step) -> bool:
 
 def is_absorbed(step: Step) -> bool:
     """Whether a step adds a number or multiplies by one for each channel, as part of the kernel and bias before it."""
-    if step.operation is keras.activations.hard_sigmoid or isinstance(step.operation, LayerScale):
+    if step.operation is keras.activations.hard_sigmoid or isinstance(step.operation, (LayerScale, Scaled)):
         return True
     numbers = [leaf for leaf in keras.tree.flatten((step.args, step.kwargs)) if not isinstance(leaf, Ref)]
     return type(step.operation) is knp.Add and len(numbers) == 1 and np.size(numbers[0]) == 1

@@ -14,6 +14,7 @@ from keras.src.ops import numpy as knp
 
 from kdopt.quantization.native.folding import factor_and_offset, is_trained
 from kdopt.quantization.native.rules import FLOAT, UNKNOWN, Rule, quantization_rule, refused, register
+from kdopt.quantization.native.steps import Scaled
 
 KERNEL: dict[str, Any] = {"fuses_relu": True, "fuses_norm": True}
 SAME, ROUNDED, IDENTITY = Rule("input"), Rule("input", rounds=True), Rule("input", identity=True)
@@ -111,6 +112,15 @@ def layer_scale(scope: Any, layer: Any, inputs: Any) -> Any:
     if scope.step_of(inputs) is None:
         return layer(inputs)
     return scope.scaled(inputs, lambda: (ops.cast(layer.gamma, "float32"), ops.zeros_like(layer.gamma)))
+
+
+@quantization_rule(Scaled)
+def scaled(scope: Any, operation: Any, inputs: Any) -> Any:
+    """As `layer_scale`, with one factor for all channels."""
+    if scope.step_of(inputs) is None:
+        return operation(inputs)
+    factor = np.full(inputs.shape[-1], operation.factor, "float32")
+    return scope.scaled(inputs, lambda: (ops.convert_to_tensor(factor), ops.zeros_like(factor)))
 
 
 def _by_channel(scope: Any, layer: Any, inputs: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from keras import layers, ops
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from keras.src.ops.nn import Relu6
 
 from kdopt.graph.inline import Call, Ref, Trace
@@ -13,6 +14,20 @@ from kdopt.quantization.checks import check_unmasked
 from kdopt.quantization.native.rules import UNKNOWN, Rule, rule_of
 
 _PAIRED = {layers.Add: ops.add, layers.Multiply: ops.multiply}
+
+
+class Scaled(keras.Operation):
+    """A tensor times a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def call(self, x: Any) -> Any:
+        return x * self.factor
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,8 @@ def _steps(call: Call, numbers: Iterator[int]) -> list[Step]:
 
 def _pairs(call: Call, numbers: Iterator[int]) -> list[Step]:
     """A sum or product of several tensors as one of pairs, as TFLite computes it."""
+    if isinstance(call.operation, CustomScaleLayer):
+        return _scaled_sum(call, numbers)
     if type(call.operation) not in _PAIRED or len(call.inputs()) < 3:
         return []
     first, *others = (Ref(number) for number in call.inputs())
@@ -133,6 +150,13 @@ def _pairs(call: Call, numbers: Iterator[int]) -> list[Step]:
         steps.append(_ruled(step))
         first = Ref(outputs[0])
     return steps
+
+
+def _scaled_sum(call: Call, numbers: Iterator[int]) -> list[Step]:
+    """x + scale * y, the residual block of InceptionResNetV2."""
+    (first, second), between = (Ref(number) for number in call.inputs()), next(numbers)
+    scaled = Step(f"{call.name}.scaled", call.name, Scaled(call.operation.scale), (second,), {}, (between,))
+    return [_ruled(scaled), _ruled(Step(call.name, call.name, ops.add, (first, Ref(between)), {}, call.outputs))]
 
 
 def _ruled(step: Step) -> Step:

@@ -6,6 +6,7 @@ import pytest
 from int8_file import on_grid, outputs_of
 from keras import layers as L
 from keras import ops
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 import tflite_export
 from kdopt.core.copying import copy_model
@@ -36,6 +37,8 @@ MODELS = {
     "dropout before the norm": lambda x: L.BatchNormalization()(L.Dropout(0.3)(L.Conv2D(4, 3)(x))),
     "identity before the norm": lambda x: L.BatchNormalization()(L.Activation("linear")(L.Conv2D(4, 3)(x))),
     "einsum with a shared bias": lambda x: L.EinsumDense("abcd,de->abce", (8, 8, 3), bias_axes="e")(x),
+    "residual times a number": lambda x: L.ReLU()(CustomScaleLayer(0.17)([L.Conv2D(4, 3)(x), L.Conv2D(4, 3)(x)])),
+    "a number times a pooling": lambda x: CustomScaleLayer(-0.5)([x, L.MaxPooling2D(3, 1, "same")(x)]),
     "two relus of one tensor": lambda x: L.Add()([L.Conv2D(3, 1)(y) for y in relus(L.Conv2D(4, 3)(x))]),
     "norm without offset": lambda x: L.BatchNormalization(center=False, scale=False)(L.Conv2D(4, 3)(x)),
 }
