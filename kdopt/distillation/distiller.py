@@ -1,21 +1,31 @@
 """The Distiller: a `keras.Model` that trains a student against a teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from kdopt.core.backend import require_tensorflow
-from kdopt.core.validation import check_fraction, check_positive
-from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss, snake_case
+from kdopt.core.recording import Recording
+from kdopt.core.validation import check_fraction
+from kdopt.distillation.arguments import as_losses, as_teachers, as_weights, check_teacher_weights
+from kdopt.distillation.config import distiller_config, from_distiller_config, shapes_of, specs_from
+from kdopt.distillation.health import FirstBatch, Health
+from kdopt.distillation.knowledge import Batch, Knowledge, labels_of
+from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair, pair_outputs, symbolic_outputs
-from kdopt.distillation.reduction import response_loss
-from kdopt.distillation.stock import check_stock, stock_loss
+from kdopt.distillation.scheduled import Scheduled, at_step, check_scheduled, now
+from kdopt.distillation.selftaught import SelfTeacher
+from kdopt.distillation.steps import run_step, running
+from kdopt.distillation.stock import check_stock
+from kdopt.distillation.teachers import Observation, confidence, observed, symbolic_inputs
+from kdopt.distillation.trackers import Trackers
 from kdopt.distillation.validation import check_from_logits, check_models, select_outputs
 
-AnyLoss = Any  # DistillationLoss, registered name, config, or keras.distillation.DistillationLoss
+AnyLoss = Any  # DistillationLoss, registered name, config, keras.distillation.DistillationLoss, or a function
+AnyTeacher = Any  # keras.Model, MovingAverage, DeepestExit, or a list of them
 
 
 @keras.saving.register_keras_serializable("kdopt")
@@ -25,25 +35,35 @@ class Distiller(keras.Model):
         loss = a * hard + (1 - a) * sum_i w_i * soft_i + regularization of the student,   a = student_loss_weight
 
     It compiles and fits like any model; metrics, `predict`, `evaluate` and calls are the student's. `hard` is the
-    compiled loss. The logs hold `loss`, `student_loss` (hard) and one `{name}_loss` for every distillation loss. Each
-    step runs the student once and the teacher once, the teacher in inference mode. The teacher is not a layer of the
+    compiled loss. The logs hold `loss`, `student_loss` (hard), one `{name}_loss` for every distillation loss, and the
+    value of every schedule. Each step runs the student once and the teacher once, the teacher in inference mode,
+    whatever the number of losses; inner layers are tapped in these runs. The teacher is not a layer of the
     Distiller: its variables, trainable flags, statistics and seeds are neither trained nor touched, and callbacks that
     walk the layers (pruning) see the student only. `evaluate` runs it too, to report the same `loss`; `predict` does
-    not.
+    not. Projectors that losses on inner layers need are trained beside the student and saved with the Distiller.
 
     Afterwards `distiller.student` is the plain trained model. Saving the Distiller stores both models.
 
     Args:
         student: Built or unbuilt `keras.Model`; its variables are trained in place.
-        teacher: Built (trained) `keras.Model` with the student's inputs and outputs.
-        distillation_losses: List of `DistillationLoss`, registered names (`"soft_targets"`), or loss objects of
-            `keras.distillation`; or one of these. Defaults to `[SoftTargets(temperature=4.0)]`.
-        distillation_loss_weights: One number >= 0 for each. Defaults to `None`: 1.0 each.
-        student_loss_weight: Float in [0, 1], the `a` above. At 0 the hard loss is not computed and no labels are
-            needed; at 1 the teacher does not run. Defaults to `0.5`.
+        teacher: Built (trained) `keras.Model` with the student's outputs; or a list of several; or one made of the
+            student: `MovingAverage()`, `DeepestExit()`.
+        distillation_losses: List of `DistillationLoss`, registered names (`"soft_targets"`), loss objects of
+            `keras.distillation`, or functions `(teacher_outputs, student_outputs) -> tensor`; or one of these. Defaults
+            to `[SoftTargets(temperature=4.0)]`.
+        distillation_loss_weights: One for each: a number >= 0, or a schedule. Defaults to `None`: 1.0 each.
+        student_loss_weight: Float in [0, 1], the `a` above, or a schedule. At 0 the hard loss is not computed and no
+            labels are needed; at 1 the teacher does not run. Defaults to `0.5`.
         from_logits: Whether the models return logits: True, False, or `{"student": ..., "teacher": ...}`. Defaults to
-            `None`: read from the last activation.
+            `None`: read from the last activation. Values that look otherwise are warned of in the first batch.
+        teacher_preprocessing: Function or layer that makes the teacher's input of the student's, for another size or
+            scale; a list with one for each of several teachers. Defaults to `None`: the same input.
+        teacher_weights: One number >= 0 for each of several teachers, or `"confidence"`: for each sample by how well
+            the teacher knows its label (CA-MKD; see `teachers.confidence`). Defaults to `None`: 1 / teachers each.
         name: Defaults to `"distiller"`.
+
+    A schedule is a `keras.optimizers.schedules.LearningRateSchedule`, or a function of the optimizer updates made so
+    far (an integer tensor) that returns a scalar.
 
     Raises: ValueError, TypeError when models, losses or numbers do not fit together.
 
@@ -62,59 +82,145 @@ class Distiller(keras.Model):
         self,
         *,
         student: keras.Model,
-        teacher: keras.Model,
+        teacher: AnyTeacher,
         distillation_losses: AnyLoss | Sequence[AnyLoss] = ("soft_targets",),
-        distillation_loss_weights: Sequence[float] | None = None,
-        student_loss_weight: float = 0.5,
+        distillation_loss_weights: Sequence[Scheduled] | None = None,
+        student_loss_weight: Scheduled = 0.5,
         from_logits: bool | dict[str, bool] | None = None,
+        teacher_preprocessing: Callable[[Any], Any] | Sequence[Callable[[Any], Any] | None] | None = None,
+        teacher_weights: Sequence[float] | str | None = None,
         name: str = "distiller",
     ) -> None:
         require_tensorflow("Distiller")
-        check_models(student, teacher)
+        teachers = as_teachers(teacher, teacher_preprocessing)
+        for one in teachers:
+            check_models(student, one)
         # The student's policy decides about loss scaling; no autocast: both models cast their own inputs.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
-        self.student_loss_weight = check_fraction("student_loss_weight", student_loss_weight, one=True)
-        self.distillation_losses = _as_losses(distillation_losses)
-        self.distillation_loss_weights = _as_weights(distillation_loss_weights, len(self.distillation_losses))
+        self.student_loss_weight = check_scheduled("student_loss_weight", student_loss_weight, check_fraction, one=True)
+        self.distillation_losses = as_losses(distillation_losses)
+        self.distillation_loss_weights = as_weights(distillation_loss_weights, len(self.distillation_losses))
         self.from_logits = check_from_logits(from_logits)
+        self.teacher_weights = check_teacher_weights(teacher_weights, len(teachers))
         self.student = student
-        # Past Keras' tracking, so that the teacher is no layer of this model; saving walks attributes and finds it.
-        object.__setattr__(self, "_teacher", teacher)
+        for one in teachers:
+            if isinstance(one, SelfTeacher):
+                one.bind(student)
+        # Past Keras' tracking, so that teachers and projectors are no layers of this model; saving walks attributes and
+        # finds them.
+        self._hide("_given", (teacher, teacher_preprocessing))
+        self._hide("_teachers", teachers)
+        self._hide("_teacher", [one.model for one in teachers if one.model is not student])
+        self._hide("_knowledge", Knowledge(self.distillation_losses, teachers))
+        self._hide("_health", [Health(one.model.name) for one in teachers])
         self._check_losses()
-        self._make_trackers()
-        self.supports_jit = all(layer.supports_jit for layer in teacher._flatten_layers())
-        self.built = student.built
+        self._trackers = Trackers(self)
+        self.supports_jit = all(layer.supports_jit for one in teachers for layer in one.model._flatten_layers())
+        self._build_knowledge(symbolic_inputs(student) if student.built else None)
+
+    def _hide(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
-    def teacher(self) -> keras.Model:
-        """The model that is imitated."""
-        return self._teacher
+    def teacher(self) -> Any:
+        """The model that is imitated, or what was given for it."""
+        return self._given[0]
 
     @property
     def output_names(self) -> list[str]:
         """The student's, so that losses and metrics are given by output name as for the student."""
         return self.student.output_names
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Those of the student and of the projectors."""
+        return [*super().variables, *(variable for part in self._parts for variable in part.variables)]
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """Those of the student and of the projectors."""
+        return [*super().weights, *(variable for part in self._parts for variable in part.weights)]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The model's, one for each distillation loss, and what losses show beside."""
+        return [*super().metrics, *self._trackers.all()]
+
+    @property
+    def _parts(self) -> list[keras.layers.Layer]:
+        knowledge = getattr(self, "_knowledge", None)
+        return [] if knowledge is None else knowledge.parts
+
+    @property
+    def _saved_parts(self) -> list[Any]:
+        """Found by Keras's saving, which walks attributes."""
+        return [*self._parts, *self._knowledge.extras]
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.student(inputs, training=training)
+        if not self._knowledge.built:
+            self.student(inputs, training=False)  # builds it
+            self._build_knowledge(keras.tree.map_structure(_spec, inputs))
+        step = running(self)
+        if step is None:
+            return self.student(inputs, training=training)
+        step.student = observed(lambda: self.student(inputs, training=training), self._tapped())
+        return step.student.outputs
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        with self.one_step():
+            logs = super().train_step(data)
+        for teacher in self._teachers:
+            if isinstance(teacher, SelfTeacher):
+                teacher.after_step()
+        return logs
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        with self.one_step():
+            return super().test_step(data)
+
+    def one_step(self) -> AbstractContextManager[None]:
+        """In a training loop of your own: holds the student's inner tensors from the call to `compute_loss`.
+
+        Example:
+        ```
+        with tf.GradientTape() as tape, distiller.one_step():
+            y_pred = distiller(x, training=True)
+            loss = distiller.compute_loss(x, y, y_pred)
+        ```
+        """
+        return run_step(self)
+
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; the first batch is looked at for a teacher that gives NaN."""
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(FirstBatch(self._health, self._changing))
+        else:
+            given = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
+            callbacks = [FirstBatch(self._health, self._changing), *given]
+        return super().fit(*args, callbacks=callbacks, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """The total loss of a batch, a float32 scalar; see the class for the formula."""
-        del training  # the teacher always infers; the student has run already
-        batch = ops.shape(keras.tree.flatten(x)[0])[0]
+        size = ops.shape(keras.tree.flatten(x)[0])[0]
         parts = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        if self.student_loss_weight > 0:
-            hard = self._hard_loss(y, y_pred, sample_weight)
-            _log(self._student_tracker, hard, batch)
-            parts.append(self.student_loss_weight * hard)
-        if self.student_loss_weight < 1:
-            soft = self._soft_losses(x, y_pred, sample_weight)
-            for tracker, weight, value in zip(self._soft_trackers, self.distillation_loss_weights, soft, strict=True):
-                _log(tracker, value, batch)
-                parts.append((1 - self.student_loss_weight) * weight * value)
-        self._check_log_names()
+        updates = 0 if self.optimizer is None else self.optimizer.iterations
+        with at_step(updates):
+            hard_weight = now(self.student_loss_weight)
+            if self._trackers.student is not None:
+                hard = self._hard_loss(y, y_pred, sample_weight)
+                self._trackers.log(self._trackers.student, hard, size)
+                parts.append(hard_weight * hard)
+            if self._trackers.soft:
+                values = self._soft_losses(Batch(x, self._seen(x, y_pred), y, sample_weight, training))
+                for tracker, weight, value in zip(
+                    self._trackers.soft, self.distillation_loss_weights, values, strict=True
+                ):
+                    self._trackers.log(tracker, value, size)
+                    parts.append((1 - hard_weight) * now(weight) * value)
+            self._trackers.log_schedules()
+        self._trackers.check_names()
         return ops.sum(ops.stack([ops.cast(part, "float32") for part in parts]))
 
     def _hard_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
@@ -126,102 +232,98 @@ class Distiller(keras.Model):
             )
         return self._compile_loss(y, y_pred, sample_weight)
 
-    def _soft_losses(self, x: Any, y_pred: Any, sample_weight: Any) -> list[Any]:
-        pairs = self._pairs(y_pred, self._teacher_outputs(x))
-        values = []
-        for loss in self.distillation_losses:
-            if isinstance(loss, DistillationLoss):
-                values.append(response_loss(loss, select_outputs(loss, pairs), sample_weight, len(pairs)))
-            else:
-                values.append(stock_loss(loss, pairs, y_pred, sample_weight))
-        return values
+    def _soft_losses(self, batch: Batch) -> list[Any]:
+        taps = self._knowledge.teacher_taps
+        taught = [teacher.observe(batch.x, taps(k), batch.student) for k, teacher in enumerate(self._teachers)]
+        pairs = [self._pairs(k, batch.student.outputs, said.outputs) for k, said in enumerate(taught)]
+        for health, own in zip(self._health, pairs, strict=True):
+            health.count(own, self.from_logits)
+        weights: Any = self.teacher_weights
+        if weights == "confidence":
+            weights = self._confidence(pairs, batch, taught)
+        return self._knowledge.values(pairs, taught, batch, weights)
 
-    def _teacher_outputs(self, x: Any) -> Any:
-        # Whatever the teacher would write even in inference (seeds, counters, its own losses) ends with the scope.
-        with keras.StatelessScope():
-            return self.teacher(x, training=False)
+    def _confidence(self, pairs: list[list[OutputPair]], batch: Batch, taught: list[Observation]) -> Any:
+        labels = labels_of(batch.labels, pairs[0][0], len(pairs[0]))
+        if labels is None or len(pairs[0]) > 1:
+            raise ValueError(
+                '`teacher_weights="confidence"` compares what the teachers say with the labels of one output; '
+                f"{'the data holds no labels' if labels is None else 'the model has several outputs'}. Give numbers."
+            )
+        return confidence(taught, [own[0].logits(own[0].activation())[0] for own in pairs], labels)
 
-    def _pairs(self, student_outputs: Any, teacher_outputs: Any) -> list[OutputPair]:
-        return pair_outputs(self.student, self.teacher, student_outputs, teacher_outputs, self.from_logits)
+    def _seen(self, x: Any, y_pred: Any) -> Observation:
+        """What the student made in the call that returned `y_pred`."""
+        step, wanted = running(self), self._tapped()
+        if step is not None and step.student is not None:
+            return Observation(y_pred, step.student.seen)
+        if not wanted:
+            return Observation(y_pred, Recording(frozenset()))
+        if keras.src.backend.common.symbolic_scope.in_symbolic_scope():
+            return Observation(y_pred, observed(lambda: self.student(x, training=False), wanted).seen)
+        raise ValueError(
+            "Losses on inner layers need the tensors of the call that gave `y_pred`. In a loop of your own run both in "
+            "`with distiller.one_step():`."
+        )
+
+    def _tapped(self) -> list[Any]:
+        found = self._knowledge.student_taps()
+        for number, teacher in enumerate(self._teachers):
+            found += self._knowledge.teacher_taps(number) if teacher.model is self.student else []
+        return found
+
+    def _pairs(self, teacher: int, student_outputs: Any, teacher_outputs: Any) -> list[OutputPair]:
+        kinds = self._teachers[teacher].kinds()
+        return pair_outputs(self.student, student_outputs, teacher_outputs, kinds, self.from_logits)
 
     def _check_losses(self) -> None:
         """Says at construction what would fail in the first step, where both models' outputs are known."""
         for loss in self.distillation_losses:
             if not isinstance(loss, DistillationLoss):
-                check_stock(loss, self.student, self.teacher)
-        structures = symbolic_outputs(self.student), symbolic_outputs(self.teacher)
-        if any(structure is None for structure in structures):
-            return
-        pairs = self._pairs(*structures)
-        for loss in self.distillation_losses:
-            if isinstance(loss, DistillationLoss):
-                for pair in select_outputs(loss, pairs):
-                    pair.activation(loss.activation)
+                for teacher in self._teachers:
+                    check_stock(loss, self.student, teacher.model)
+        ours = symbolic_outputs(self.student)
+        for number, teacher in enumerate(self._teachers):
+            theirs = teacher.outputs()
+            if ours is None or theirs is None:
+                continue
+            pairs = self._pairs(number, ours, theirs)
+            for loss in self.distillation_losses:
+                if isinstance(loss, DistillationLoss) and loss.on_outputs:
+                    for pair in select_outputs(loss, pairs) if loss.reads_logits else ():
+                        pair.activation(loss.activation)
 
-    def _make_trackers(self) -> None:
-        """One mean for each line of the log; a repeated loss name gets a number."""
-        names: list[str] = ["student"]
-        for loss in self.distillation_losses:
-            name = base = getattr(loss, "name", None) or snake_case(type(loss).__name__)
-            while name in names:
-                name = f"{base}_{sum(other.startswith(base) for other in names)}"
-            names.append(name)
-        self._student_tracker = keras.metrics.Mean(name="student_loss") if self.student_loss_weight > 0 else None
-        used = names[1:] if self.student_loss_weight < 1 else []
-        self._soft_trackers = [keras.metrics.Mean(name=f"{name}_loss") for name in used]
+    def _build_knowledge(self, inputs: Any) -> None:
+        if inputs is not None or (self.student.built and not self._knowledge.needs_taps()):
+            with self.distribute_strategy.scope():
+                self._knowledge.build(self.student, inputs)
+            self._hide("_inputs_seen", inputs)
+        self.built = self.student.built and self._knowledge.built
 
-    def _check_log_names(self) -> None:
-        names = [metric.name for metric in self.metrics]
-        for tracker in (self._student_tracker, *self._soft_trackers):
-            if tracker is not None and names.count(tracker.name) > 1:
-                raise ValueError(
-                    f"{tracker.name!r} would be in the logs twice: a model output and a distillation loss share the "
-                    "name. Rename the output, or give the loss another `name`."
-                )
+    def _changing(self) -> list[keras.Variable]:
+        """All that a training step changes."""
+        own = [*self.variables, *([] if self.optimizer is None else self.optimizer.variables)]
+        return own + [variable for extra in self._knowledge.extras for variable in extra.variables]
 
     def __tflite_source__(self) -> dict[str, Any]:
         """Refuses: what is shipped is the student."""
         raise TypeError("A Distiller is no model to ship: convert its student, `distiller.student`.")
 
+    def get_build_config(self) -> dict[str, Any] | None:
+        seen = getattr(self, "_inputs_seen", None)
+        return None if seen is None else {"inputs": shapes_of(seen)}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        if config and not self._knowledge.built:
+            keras.src.backend.compute_output_spec(self.call, specs_from(config["inputs"]))
+
     def get_config(self) -> dict[str, Any]:
-        serialize = keras.saving.serialize_keras_object
-        return {
-            "student": serialize(self.student),
-            "teacher": serialize(self.teacher),
-            "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
-            "distillation_loss_weights": list(self.distillation_loss_weights),
-            "student_loss_weight": self.student_loss_weight,
-            "from_logits": dict(self.from_logits),
-            "name": self.name,
-        }
+        return distiller_config(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
-        deserialize = keras.saving.deserialize_keras_object
-        made = {key: deserialize(config[key], custom_objects=custom_objects) for key in ("student", "teacher")}
-        losses = [deserialize(loss, custom_objects=custom_objects) for loss in config["distillation_losses"]]
-        return cls(**{**config, **made, "distillation_losses": losses})
+        return cls(**from_distiller_config(config, custom_objects))
 
 
-def _as_losses(losses: Any) -> list[Any]:
-    items = list(losses) if isinstance(losses, list | tuple) else [losses]
-    if not items:
-        raise ValueError("`distillation_losses` is empty; give at least one, e.g. [SoftTargets(temperature=4.0)].")
-    stock = keras.distillation.DistillationLoss
-    return [item if isinstance(item, stock) else DISTILLATION_LOSSES.get(item) for item in items]
-
-
-def _as_weights(weights: Any, count: int) -> list[float]:
-    if weights is None:
-        return [1.0] * count
-    if not isinstance(weights, list | tuple) or len(weights) != count:
-        raise ValueError(
-            f"`distillation_loss_weights` must be a list of {count} numbers, one for each distillation loss; "
-            f"got {weights!r}."
-        )
-    return [check_positive("distillation_loss_weights", weight, zero=True) for weight in weights]
-
-
-def _log(tracker: keras.metrics.Mean, value: Any, batch: Any) -> None:
-    # Keras divides a replica's loss by the number of replicas; the log shows the mean over samples.
-    tracker.update_state(value * tf.distribute.get_strategy().num_replicas_in_sync, sample_weight=batch)
+def _spec(tensor: Any) -> keras.KerasTensor:
+    return keras.KerasTensor(tensor.shape, keras.backend.standardize_dtype(tensor.dtype))

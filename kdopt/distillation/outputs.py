@@ -77,6 +77,10 @@ class OutputPair:
             "outputs to distill with `SoftTargets(output=...)`."
         )
 
+    def raw(self) -> tuple[Any, Any]:
+        """(teacher, student) in float32 as the models give them; the teacher's carry no gradient."""
+        return ops.stop_gradient(ops.cast(self.teacher, "float32")), ops.cast(self.student, "float32")
+
     def logits(self, activation: str) -> tuple[Any, Any]:
         """(teacher, student) as float32 logits; the teacher's carry no gradient."""
         teacher = as_logits(self.teacher, self.teacher_kind, activation)
@@ -117,16 +121,17 @@ def symbolic_outputs(model: keras.Model) -> Any:
 
 def pair_outputs(
     student: keras.Model,
-    teacher: keras.Model,
     student_outputs: Any,
     teacher_outputs: Any,
+    teacher_kinds: list[str | None] | None,
     from_logits: dict[str, bool | None],
 ) -> list[OutputPair]:
     """Lines up the outputs of both nets.
 
     Args:
-        student, teacher: The models.
-        student_outputs, teacher_outputs: What they return: a tensor, or a list or dict of them, symbolic or real.
+        student: The model.
+        student_outputs, teacher_outputs: What the models return: a tensor, or a list or dict of them, symbolic or real.
+        teacher_kinds: What `output_activations` says of the teacher.
         from_logits: For `"student"` and `"teacher"`: True, False, or None = read it from the last activation.
 
     Raises: ValueError if structures or shapes differ, with both.
@@ -146,16 +151,16 @@ def pair_outputs(
                 "give the same classes (and positions) for the same input."
             )
     told = any(value is not None for value in from_logits.values())
-    student_kinds = _kinds(student, "student", len(ours), from_logits["student"])
-    teacher_kinds = _kinds(teacher, "teacher", len(ours), from_logits["teacher"])
-    rows = enumerate(zip(names, ours, theirs, student_kinds, teacher_kinds, strict=True))
+    student_kinds = _kinds(output_activations(student), "student", len(ours), from_logits["student"])
+    kinds = _kinds(teacher_kinds, "teacher", len(ours), from_logits["teacher"])
+    rows = enumerate(zip(names, ours, theirs, student_kinds, kinds, strict=True))
     return [OutputPair(index, name, s, t, s_kind, t_kind, told) for index, (name, s, t, s_kind, t_kind) in rows]
 
 
-def _kinds(model: keras.Model, role: str, count: int, from_logits: bool | None) -> list[str | None]:
+def _kinds(found: list[str | None] | None, role: str, count: int, from_logits: bool | None) -> list[str | None]:
     if from_logits:
         return [LINEAR] * count
-    found = output_activations(model) or [None] * count
+    found = found or [None] * count
     if len(found) != count:
         raise ValueError(
             f"The {role} returns {count} outputs, but its `output_activation` describes {len(found)}; give one each."

@@ -5,9 +5,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from kdopt.distillation.losses.base import DistillationLoss
-from kdopt.distillation.outputs import OutputPair
-
 
 class KerasMean(keras.losses.Loss):
     """Hands values through, so that `Loss.__call__` reduces them exactly as it does the hard loss."""
@@ -16,34 +13,43 @@ class KerasMean(keras.losses.Loss):
         return y_pred
 
 
-def response_loss(loss: DistillationLoss, pairs: list[OutputPair], sample_weight: Any, outputs: int) -> Any:
-    """Sum over outputs of the weighted mean over samples.
+def reduced(values: Any, sample_weight: Any = None, mask: Any = None, owner: str = "the loss") -> Any:
+    """The weighted mean over samples.
 
         mean = sum_n w_n * m_n * loss_n / sum_n m_n     (w: sample weight, m: mask; 1 where there is none)
 
     Args:
-        loss: The loss.
-        pairs: The outputs it looks at.
-        sample_weight: Tensor of shape (batch,), or one for each output (list or dict), or None.
-        outputs: Number of outputs of the model.
+        values: Shape (batch, ...).
+        sample_weight: Shape (batch,) or that of `values`, or more axes, whose mean counts; or None.
+        mask: Shape of `values`, or None.
+        owner: Name of the loss, for the message.
 
     Returns: float32 scalar, divided by the number of replicas under `tf.distribute`.
+    Raises: ValueError for a scalar.
     """
-    total = 0.0
-    for pair in pairs:
-        activation = pair.activation(loss.activation)
-        values = ops.convert_to_tensor(loss.compute_loss(*pair.logits(activation), activation))
-        if len(values.shape) == 0:
-            raise ValueError(
-                f"{type(loss).__name__}.compute_loss returned a scalar. Return one value per sample, shape "
-                "(batch, ...): the Distiller weights and averages them."
-            )
-        mask = getattr(pair.student, "_keras_mask", None)
-        total = total + _mean(values, _weight_of(sample_weight, pair.index, outputs), mask)
-    return total
+    values = ops.cast(ops.convert_to_tensor(values), "float32")
+    if len(values.shape) == 0:
+        raise ValueError(
+            f"{owner}.compute_loss returned a scalar. Return one value per sample, shape (batch, ...): the Distiller "
+            "weights and averages them."
+        )
+    if sample_weight is not None:
+        sample_weight = _fitted(ops.cast(sample_weight, "float32"), len(values.shape))
+    if mask is not None:
+        values._keras_mask = mask
+    return KerasMean(dtype="float32")(values, values, sample_weight)
 
 
-def _weight_of(sample_weight: Any, index: int, outputs: int) -> Any:
+def weight_of(sample_weight: Any, index: int, outputs: int) -> Any:
+    """The sample weights of one output.
+
+    Args:
+        sample_weight: Tensor of shape (batch,), or one for each output (list or dict), or None.
+        index: Number of the output.
+        outputs: How many the model has.
+
+    Raises: ValueError for another number of them.
+    """
     if not keras.tree.is_nested(sample_weight):
         return sample_weight
     weights = keras.tree.flatten(sample_weight)
@@ -52,11 +58,8 @@ def _weight_of(sample_weight: Any, index: int, outputs: int) -> Any:
     return weights[index]
 
 
-def _mean(values: Any, sample_weight: Any, mask: Any) -> Any:
-    values = ops.cast(values, "float32")
-    if sample_weight is not None and len(sample_weight.shape) < len(values.shape):
-        missing = len(values.shape) - len(sample_weight.shape)
-        sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *[1] * missing))
-    if mask is not None:
-        values._keras_mask = mask
-    return KerasMean(dtype="float32")(values, values, sample_weight)
+def _fitted(weight: Any, rank: int) -> Any:
+    missing = rank - len(weight.shape)
+    if missing < 0:
+        return ops.mean(weight, axis=tuple(range(rank, len(weight.shape))))
+    return ops.reshape(weight, (*ops.shape(weight), *[1] * missing))

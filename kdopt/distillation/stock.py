@@ -1,5 +1,6 @@
 """The loss objects of `keras.distillation` in our Distiller."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,20 +8,20 @@ import tensorflow as tf
 from keras import ops
 
 from kdopt.core.notices import warn_user
+from kdopt.core.recording import Recorded
 from kdopt.distillation.outputs import OutputPair
 
 
 def check_stock(loss: Any, student: keras.Model, teacher: keras.Model) -> None:
-    """Refuses at construction what would need a second forward pass, and warns of a loss that is not what it says.
+    """Refuses at construction what cannot be computed, and warns of a loss that is not what it says.
 
-    Raises: ValueError for a loss on inner layers, and what the loss's own validation raises.
+    Raises: ValueError for a loss on an inner layer of one model alone, and what the loss's own validation raises.
     """
-    names = [getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")]
-    if any(name is not None for name in names):
+    names = {role: getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")}
+    if None in names.values() and any(names.values()):
         raise ValueError(
-            f"{type(loss).__name__} on the inner layers {names} is not supported here: the Distiller runs each model "
-            "once, and sees its outputs only. Leave the layer names out (compares the outputs), or train with "
-            "`keras.distillation.Distiller`."
+            f"{type(loss).__name__} compares a layer of one model with the outputs of the other: {names}. Name a layer "
+            "of each, or none (compares the outputs)."
         )
     if _is_logits(loss) and any(part is keras.losses.kl_divergence for part in keras.tree.flatten(loss.loss)):
         warn_user(
@@ -28,10 +29,24 @@ def check_stock(loss: Any, student: keras.Model, teacher: keras.Model) -> None:
             "a softmax, clipped to [0, 1]; the result is no divergence of probabilities. Pass "
             "`loss=keras.losses.KLDivergence()`, or use kdopt's `SoftTargets`."
         )
-    loss.validate_model_compatibility(teacher, student)
+    if not any(names.values()):  # its check of names knows no nested or subclassed models; taps do
+        loss.validate_model_compatibility(teacher, student)
 
 
-def stock_loss(loss: Any, pairs: list[OutputPair], structure: Any, sample_weight: Any) -> Any:
+def stock_taps(loss: Any) -> tuple[str, str] | None:
+    """(layer of the student, layer of the teacher) that a loss compares; None for one on outputs."""
+    student, teacher = (getattr(loss, f"{role}_layer_name", None) for role in ("student", "teacher"))
+    return (student, teacher) if student and teacher else None
+
+
+def stock_loss(
+    loss: Any,
+    pairs: list[OutputPair],
+    structure: Any,
+    sample_weight: Any,
+    teacher_seen: Sequence[Recorded] = (),
+    student_seen: Sequence[Recorded] = (),
+) -> Any:
     """The scalar of a `keras.distillation` loss for one batch.
 
     `LogitsDistillation` gets logits even where the models end in probabilities; any other loss gets the outputs as
@@ -42,11 +57,15 @@ def stock_loss(loss: Any, pairs: list[OutputPair], structure: Any, sample_weight
         pairs: Outputs of both nets.
         structure: The student's outputs, whose nesting is kept.
         sample_weight: What `fit` gave; must be None.
+        teacher_seen, student_seen: The tapped tensor of each model, for a loss on inner layers.
 
     Raises: ValueError where the loss's own mean over the batch cannot honor weights, masks or replicas.
     """
     _refuse_weights(loss, pairs, sample_weight)
-    if _is_logits(loss):
+    if student_seen:
+        structure = student_seen[0].output
+        tensors = [(ops.stop_gradient(_float32(teacher_seen[0].output)), _float32(structure))]
+    elif _is_logits(loss):
         tensors = [pair.logits(_softmax(loss, pair)) for pair in pairs]
     else:
         tensors = [(ops.stop_gradient(_float32(pair.teacher)), _float32(pair.student)) for pair in pairs]

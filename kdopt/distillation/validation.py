@@ -6,18 +6,26 @@ import keras
 
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair
+from kdopt.distillation.selftaught import SelfTeacher
 
 
-def check_models(student: Any, teacher: Any) -> None:
+def check_models(student: Any, source: Any) -> None:
     """Refuses two models that cannot be student and teacher.
+
+    Args:
+        student: The student.
+        source: A `ModelTeacher`, or a `SelfTeacher`, which has no model yet.
 
     Raises: TypeError for what is no `keras.Model`; ValueError for an unbuilt teacher, shared weights or unlike inputs.
     """
+    teacher = getattr(source, "model", student)
     for role, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, keras.Model):
             raise TypeError(
                 f"`{role}` must be a keras.Model (Keras 3); got {type(model).__module__}.{type(model).__name__}."
             )
+    if isinstance(source, SelfTeacher):
+        return
     if student is teacher:
         raise ValueError(
             "Student and teacher are the same model: it would imitate itself. Copy it first: "
@@ -36,7 +44,8 @@ def check_models(student: Any, teacher: Any) -> None:
             f"Student and teacher share trainable weights ({paths}); "
             "training one would change the other. Clone the shared layers, or freeze them (`layer.trainable = False`)."
         )
-    _check_inputs(student, teacher)
+    if source.preprocessing is None:
+        _check_inputs(student, teacher)
 
 
 def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
@@ -48,7 +57,7 @@ def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
         if len(mine.shape) != len(other.shape) or any(a != b and None not in (a, b) for a, b in pairs):
             raise ValueError(
                 f"Both models see the same batch, but the student takes {tuple(mine.shape)} and the teacher "
-                f"{tuple(other.shape)}. Put the resizing into one model: `keras.Sequential([Input, Resizing, net])`."
+                f"{tuple(other.shape)}. Give `teacher_preprocessing=`, such as `keras.layers.Resizing(height, width)`."
             )
 
 

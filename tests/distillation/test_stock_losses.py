@@ -47,6 +47,17 @@ def test_a_subclass_of_keras_own_base():
     np.testing.assert_allclose(evaluate(Agreement(), student, teacher)["agreement_loss"], expected, rtol=1e-4)
 
 
+def test_feature_distillation_of_inner_layers_taps_them_in_the_one_pass():
+    student, teacher = mlp(1, name="s"), mlp(2, name="t")
+    x, _ = data()
+    names = [model.layers[1].name for model in (student, teacher)]
+    logs = evaluate(
+        FeatureDistillation("mse", student_layer_name=names[0], teacher_layer_name=names[1]), student, teacher
+    )
+    inner = [np.asarray(model.layers[1](x)) for model in (student, teacher)]
+    np.testing.assert_allclose(logs["feature_distillation_loss"], np.mean((inner[0] - inner[1]) ** 2), rtol=1e-5)
+
+
 def test_equal_to_the_distiller_of_keras_in_one_step():
     x, y = data()
     found = []
@@ -74,7 +85,13 @@ def test_what_the_name_kl_divergence_really_computes_is_warned_of():
 
 
 def test_what_a_stock_loss_cannot_do_is_refused():
-    with pytest.raises(ValueError, match="inner layers"):
+    with pytest.raises(ValueError, match="a layer of one model with the outputs"):
+        Distiller(
+            student=mlp(1),
+            teacher=mlp(2),
+            distillation_losses=FeatureDistillation("mse", student_layer_name="dense"),
+        )
+    with pytest.raises(ValueError, match=r"Nothing to tap in the student .* for 'b'"):
         Distiller(
             student=mlp(1),
             teacher=mlp(2),

@@ -1,7 +1,9 @@
 """What a distillation loss is, and the registry of them."""
 
 import re
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+import keras
 
 from kdopt.core.registry import Registry
 from kdopt.core.validation import check_one_of
@@ -10,10 +12,11 @@ ACTIVATIONS = ("softmax", "sigmoid")
 
 
 class DistillationLoss:
-    """How far the student is from the teacher, one value per sample.
+    """How far the student is from the teacher, one value per sample, seen from the outputs of both.
 
     Subclass it, write `compute_loss`, and register it: `Distiller` then brings `sample_weight`, masks, several
-    outputs, logging, replicas and saving. A subclass with arguments of its own extends `get_config`.
+    outputs and teachers, logging, replicas and saving. A subclass with arguments of its own extends `get_config`. A
+    loss on inner layers extends `FeatureLoss` instead.
 
     Args:
         activation: How the logits become class probabilities: `"softmax"` (one class of many) or `"sigmoid"`
@@ -21,6 +24,13 @@ class DistillationLoss:
             softmax if both end in plain logits of two or more units.
         output: Name or index of the model output the loss looks at. Defaults to `None`: every output, summed.
         name: The loss is logged as `{name}_loss`. Defaults to the snake-case class name.
+
+    Attributes:
+        on_outputs: Whether it looks at the outputs of both models; if False, at inner layers.
+        reads_logits: Whether `compute_loss` gets class logits; if False, the outputs as the models give them.
+        uses_labels: Whether `compute_loss` takes `labels=`.
+        within_batch: Whether a sample's value depends on the others of its batch (of its replica, under
+            `tf.distribute`).
 
     Raises: ValueError for an unknown activation, TypeError for an `output` that is neither name nor index.
 
@@ -32,6 +42,11 @@ class DistillationLoss:
             return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
     ```
     """
+
+    on_outputs: ClassVar[bool] = True
+    reads_logits: ClassVar[bool] = True
+    uses_labels: ClassVar[bool] = False
+    within_batch: ClassVar[bool] = False
 
     def __init__(
         self, *, activation: str | None = None, output: str | int | None = None, name: str | None = None
@@ -45,6 +60,8 @@ class DistillationLoss:
         self.activation = activation
         self.output = output
         self.name = name or snake_case(type(self).__name__)
+        self.built = False
+        self._parts: list[keras.layers.Layer] = []
 
     def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax") -> Any:
         """The loss of each sample.
@@ -58,6 +75,29 @@ class DistillationLoss:
             reduced over the batch: the Distiller weights and averages it as Keras does the hard loss.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `compute_loss(teacher, student, activation)`.")
+
+    @property
+    def parts(self) -> list[keras.layers.Layer]:
+        """The layers of the loss itself that are trained with the student, such as projectors; dropped at the end."""
+        return list(self._parts)
+
+    def add_part(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """Has a layer of the loss's own trained with the student and saved with the Distiller. Call it in `build`."""
+        self._parts.append(layer)
+        return layer
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """What the loss shows in the logs beside its value."""
+        return []
+
+    def scheduled(self) -> dict[str, Any]:
+        """Arguments that may be schedules, by name; those that are show in the logs."""
+        return {}
+
+    def fresh(self) -> Self:
+        """Itself, or a new one of the same config if its parts belong to another Distiller or teacher already."""
+        return self.from_config(self.get_config()) if self.built else self
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

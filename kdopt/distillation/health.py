@@ -1,0 +1,120 @@
+"""What is wrong with the values of a first batch, where only a look at them can tell."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from kdopt.core.notices import warn_user
+from kdopt.distillation.outputs import LINEAR, OutputPair
+
+_ROLES = ("teacher", "student")
+
+
+class Health:
+    """Counts, inside the compiled step, values of the outputs that cannot be what they are taken for.
+
+    Args:
+        name: Of the teacher, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._nans = keras.metrics.Sum(name="nans")
+        self._odd = {role: keras.metrics.Sum(name=f"{role}_odd") for role in _ROLES}
+        self._logits: dict[str, bool] = {}
+
+    def count(self, pairs: Sequence[OutputPair], told: dict[str, bool | None]) -> None:
+        """Looks at the outputs of a batch.
+
+        Args:
+            pairs: Outputs of both nets.
+            told: `from_logits`: what the user said of the student and the teacher.
+        """
+        for pair in pairs:
+            self._nans.update_state(ops.cast(ops.isnan(pair.teacher), "float32"))
+            for role in _ROLES:
+                if told[role] is not None:
+                    self._logits[role] = getattr(pair, f"{role}_kind") == LINEAR
+                    self._odd[role].update_state(_is_odd(getattr(pair, role), self._logits[role]))
+
+    def warn(self) -> None:
+        """Warns where `from_logits` contradicts the values."""
+        for role, logits in self._logits.items():
+            if float(self._odd[role].result()):
+                said, seen = ("logits", "rows of numbers in [0, 1] whose sum is 1: are they probabilities?")
+                if not logits:
+                    said, seen = ("probabilities", "values outside [0, 1]: are they logits?")
+                warn_user(f"`from_logits` says that the {role} gives {said}, but its outputs are {seen}")
+
+    def check(self, kept: str = "") -> None:
+        """Refuses a teacher that gave NaN.
+
+        Args:
+            kept: What became of the student, for the message.
+
+        Raises: ValueError.
+        """
+        if nans := int(self._nans.result()):
+            self.reset()
+            raise ValueError(
+                f"The teacher {self._name!r} gives NaN: {nans} of the values it returned so far. Its weights or its "
+                "input are broken: look at `teacher(x)`, and let `teacher_preprocessing` give what it was trained on."
+                f"{kept}"
+            )
+
+    def reset(self) -> None:
+        """Counts from zero."""
+        for metric in (self._nans, *self._odd.values()):
+            metric.reset_state()
+
+
+class FirstBatch(keras.callbacks.Callback):
+    """Reports after the first batch, with all variables put back if the teacher gave NaN, and after each epoch.
+
+    Args:
+        parts: One for each teacher.
+        variables: Function that gives what training changes.
+    """
+
+    def __init__(self, parts: Sequence[Health], variables: Callable[[], list[keras.Variable]]) -> None:
+        super().__init__()
+        self._parts, self._variables = list(parts), variables
+        self._before: list[tuple[keras.Variable, Any]] | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        for part in self._parts:
+            part.reset()
+        self._before = [(variable, ops.convert_to_numpy(variable)) for variable in self._variables()]
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._before is None:
+            return
+        try:
+            for part in self._parts:
+                part.check(" The student is as it was before.")
+                part.warn()
+        except ValueError:
+            for variable, value in self._before:
+                variable.assign(value)
+            raise
+        finally:
+            self._before = None
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.on_test_end()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        for part in self._parts:
+            part.check()
+
+
+def _is_odd(values: Any, logits: bool) -> Any:
+    """1.0 if a batch of logits looks like probabilities, or one of probabilities does not."""
+    values = ops.cast(values, "float32")
+    within = ops.logical_and(ops.min(values) >= -1e-3, ops.max(values) <= 1.001)
+    if not logits:
+        return ops.cast(ops.logical_not(within), "float32")
+    sums = ops.all(ops.abs(ops.sum(values, axis=-1) - 1.0) < 1e-2)
+    return ops.cast(ops.logical_and(within, sums), "float32")

@@ -1,0 +1,62 @@
+"""Numbers that may change while training: a weight, a temperature."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+
+from kdopt.core.validation import check_positive
+
+Schedule = Callable[[Any], Any]
+Scheduled = float | Schedule
+
+_time = threading.local()
+
+
+@contextmanager
+def at_step(step: Any) -> Iterator[None]:
+    """Makes `now` give the values of this step, an integer tensor: the optimizer updates made so far."""
+    before = getattr(_time, "step", None)
+    _time.step = step
+    try:
+        yield
+    finally:
+        _time.step = before
+
+
+def now(value: Scheduled) -> Any:
+    """The value at this step: a number as it is, a schedule as a float32 scalar; outside of training at step 0."""
+    if not callable(value):
+        return value
+    step = getattr(_time, "step", None)
+    return ops.cast(value(ops.cast(0 if step is None else step, "int64")), "float32")
+
+
+def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_positive, **options: Any) -> Scheduled:
+    """A number checked by `check`, or a schedule whose first value is.
+
+    Args:
+        name: Of the argument, for messages.
+        value: A number; a `keras.optimizers.schedules.LearningRateSchedule` or its config; or a function of the step
+            (an integer tensor, optimizer updates) that returns a scalar tensor.
+        check: Function (name, value, **options) -> float.
+
+    Raises: ValueError for a number that `check` refuses, and a schedule that starts with one.
+    """
+    if isinstance(value, dict) and "class_name" in value:
+        value = keras.saving.deserialize_keras_object(value)
+    if not callable(value):
+        return check(name, value, **options)
+    first = ops.convert_to_numpy(now(value))
+    if first.shape:
+        raise ValueError(f"`{name}`: a schedule returns a scalar for each step; {value!r} returns shape {first.shape}.")
+    check(f"{name} at step 0", float(first), **options)
+    return value
+
+
+def to_config(value: Scheduled) -> Any:
+    """For `get_config`: a number as it is, a schedule serialized."""
+    return keras.saving.serialize_keras_object(value) if callable(value) else value

@@ -1,0 +1,150 @@
+"""Teachers that are made of the student itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kdopt.core.copying import copy_model
+from kdopt.core.validation import check_fraction
+from kdopt.distillation.activations import output_activations
+from kdopt.distillation.outputs import symbolic_outputs
+from kdopt.distillation.taps import Tapped, tensors_of
+from kdopt.distillation.teachers import Observation, observed
+
+
+class SelfTeacher:
+    """A teacher that the Distiller makes of its student; `bind` is called with it once."""
+
+    model: keras.Model
+
+    def bind(self, student: keras.Model) -> None:
+        """Takes the built student."""
+        raise NotImplementedError
+
+    def kinds(self) -> list[str | None] | None:
+        return output_activations(self.model)
+
+    def outputs(self) -> Any:
+        return symbolic_outputs(self.model)
+
+    def tensors(self, inputs: Any) -> list[Tapped]:
+        return tensors_of(self.model, inputs)
+
+    def after_step(self) -> None:
+        """Called in each training step after the student was updated."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+@keras.saving.register_keras_serializable("kdopt")
+class MovingAverage(SelfTeacher):
+    """The student's own weights, averaged over training, teach it.
+
+        t <- decay * t + (1 - decay) * s       after every step, for every Variable that is a weight
+
+    Args:
+        decay: Float in [0, 1). The teacher is about as old as 1 / (1 - decay) steps. Defaults to `0.999`.
+
+    Raises: ValueError for a decay out of range.
+
+    Example:
+    ```
+    Distiller(student=net, teacher=MovingAverage(0.99), distillation_losses=[SoftTargets(1.0)])
+    ```
+
+    Reference: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay = check_fraction("decay", decay)
+
+    def bind(self, student: keras.Model) -> None:
+        if not student.built:
+            raise ValueError(
+                f"MovingAverage copies the student, but {student.name!r} is not built. Give it an `Input`, or call it "
+                "on a batch first."
+            )
+        self.student, self.model = student, copy_model(student)
+
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
+        del student
+        with keras.StatelessScope():
+            return observed(lambda: self.model(x, training=False), wanted)
+
+    def after_step(self) -> None:
+        pairs = list(zip(self.model.weights, self.student.weights, strict=True))
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            for own, new in pairs:
+                own.assign(self._mean(own, new))
+            return
+        context.merge_call(self._update_all, args=([(own.value, new.value) for own, new in pairs],))
+
+    def _update_all(self, strategy: Any, pairs: list[tuple[Any, Any]]) -> None:
+        for own, new in pairs:
+            strategy.extended.update(own, lambda a, b: a.assign(self._mean(a, b)), args=(new,))
+
+    def _mean(self, own: Any, new: Any) -> Any:
+        own, new = ops.convert_to_tensor(own), ops.convert_to_tensor(new)
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(own.dtype)):
+            return new
+        return self.decay * own + (1 - self.decay) * new
+
+    def get_config(self) -> dict[str, Any]:
+        return {"decay": self.decay}
+
+
+@keras.saving.register_keras_serializable("kdopt")
+class DeepestExit(SelfTeacher):
+    """One output of the student teaches its others: an early exit learns from the last one.
+
+    The student is a model with several outputs of the same classes; what one of them says, without its gradient, is the
+    teacher's answer for all.
+
+    Args:
+        output: Index or name of the output that teaches. Defaults to `-1`, the last.
+
+    Raises: ValueError for a student with a single output or without this one.
+
+    Reference: Zhang et al., "Be Your Own Teacher", ICCV 2019, equations 4 and 5.
+    """
+
+    def __init__(self, output: int | str = -1) -> None:
+        self.output = output
+
+    def bind(self, student: keras.Model) -> None:
+        self.model = student
+        names = list(getattr(student, "output_names", None) or [])
+        if len(names) < 2:
+            raise ValueError(
+                f"DeepestExit needs a student with several outputs; {student.name!r} has {len(names)}. Give it early "
+                "exits: `keras.Model(inputs, [exit_1, exit_2, last])`."
+            )
+        if isinstance(self.output, str) and self.output not in names:
+            raise ValueError(f"DeepestExit: {student.name!r} has no output {self.output!r}; it has {', '.join(names)}.")
+        self._index = names.index(self.output) if isinstance(self.output, str) else self.output
+        if not -len(names) <= self._index < len(names):
+            raise ValueError(f"DeepestExit: {student.name!r} has {len(names)} outputs, none of index {self._index}.")
+
+    def kinds(self) -> list[str | None] | None:
+        found = output_activations(self.model)
+        return found and [found[self._index]] * len(found)
+
+    def outputs(self) -> Any:
+        own = symbolic_outputs(self.model)
+        return None if own is None else self._taught(own)
+
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
+        del x, wanted
+        return Observation(self._taught(student.outputs), student.seen)
+
+    def _taught(self, outputs: Any) -> Any:
+        teaching = keras.tree.flatten(outputs)[self._index]
+        return keras.tree.map_structure(lambda _: teaching, outputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"output": self.output}

@@ -1,0 +1,115 @@
+"""Where the knowledge comes from: a model, several, or the student itself."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+from keras import ops
+
+from kdopt.core.recording import Recording, recording
+from kdopt.distillation.activations import output_activations
+from kdopt.distillation.outputs import symbolic_outputs
+from kdopt.distillation.taps import Tapped, tensors_of
+
+Preprocessing = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a teacher says of a batch.
+
+    Attributes:
+        outputs: As the model returns them.
+        seen: Its tapped tensors.
+    """
+
+    outputs: Any
+    seen: Recording
+
+
+class Teacher(Protocol):
+    """Something that says of each batch what the student should learn."""
+
+    model: keras.Model
+
+    def kinds(self) -> list[str | None] | None:
+        """The last activation of each output, as `output_activations`."""
+
+    def outputs(self) -> Any:
+        """Structure of KerasTensors; `None` if not known yet."""
+
+    def tensors(self, inputs: Any) -> list[Tapped]:
+        """What can be tapped, given the KerasTensors that the student reads; `None`: not known."""
+
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
+        """What it says of the batch `x`, which the student has just seen."""
+
+
+class ModelTeacher:
+    """A trained model that runs once a step, in inference mode.
+
+    Args:
+        model: Built `keras.Model`.
+        preprocessing: Function of the student's batch that gives the teacher's. Defaults to `None`: the same batch.
+    """
+
+    def __init__(self, model: keras.Model, preprocessing: Preprocessing | None = None) -> None:
+        self.model, self.preprocessing = model, preprocessing
+
+    def kinds(self) -> list[str | None] | None:
+        return output_activations(self.model)
+
+    def outputs(self) -> Any:
+        return symbolic_outputs(self.model)
+
+    def tensors(self, inputs: Any) -> list[Tapped]:
+        own = symbolic_inputs(self.model)
+        if own is None:
+            own = keras.src.backend.compute_output_spec(self._prepared, inputs)
+        return tensors_of(self.model, own)
+
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
+        del student
+        # Whatever the teacher would write even in inference (seeds, counters, its own losses) ends with the scope.
+        with keras.StatelessScope():
+            return observed(lambda: self.model(self._prepared(x), training=False), wanted)
+
+    def _prepared(self, x: Any) -> Any:
+        return x if self.preprocessing is None else self.preprocessing(x)
+
+
+def observed(run: Callable[[], Any], wanted: Sequence[Tapped]) -> Observation:
+    """Runs a model and keeps the tensors that are wanted."""
+    if not wanted:
+        return Observation(run(), Recording(frozenset()))
+    with recording(tapped.operation for tapped in wanted) as seen:
+        outputs = run()
+    return Observation(outputs, seen)
+
+
+def symbolic_inputs(model: keras.Model) -> Any:
+    """The structure of a Functional or Sequential model's inputs as KerasTensors; `None` if it is not known."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0] if model.built and model.inputs else None
+    struct = getattr(model, "_inputs_struct", None)
+    return struct if struct is not None else None
+
+
+def confidence(observations: Sequence[Observation], logits: Sequence[Any], labels: Any) -> Any:
+    """How far each teacher is to be trusted with each sample.
+
+        w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1),     CE_k = cross entropy of teacher k and the label
+
+    Args:
+        observations: Those of the K >= 2 teachers.
+        logits: Class logits of each, shape (batch, ..., classes).
+        labels: Class numbers, shape (batch, ...).
+
+    Returns: shape (K, batch, ...), float32, sums to 1 over the teachers.
+
+    Reference: Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022, eq. 2.
+    """
+    entropies = [keras.losses.sparse_categorical_crossentropy(labels, each, from_logits=True) for each in logits]
+    shares = ops.softmax(ops.stack(entropies), axis=0)
+    return ops.stop_gradient((1.0 - shares) / (len(observations) - 1))
