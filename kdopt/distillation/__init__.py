@@ -1,13 +1,25 @@
 """Distillation: a small student learns from a trained teacher.
 
 Distiller            a `keras.Model` that trains `student` against `teacher`
-SoftTargets          Hinton's loss on temperature-softened class probabilities
-DistillationLoss     base class of the losses; subclass it for your own
-DISTILLATION_LOSSES  registry of the losses by name
+MovingAverage        the student's own averaged weights as its teacher
+DeepestExit          one output of the student as the teacher of the others
+losses               every loss, on outputs, features, attention and relations; `DISTILLATION_LOSSES` by name
+SoftTargets          Hinton's loss on temperature-softened class probabilities, the default
+DistillationLoss     base class of losses on outputs; `losses.FeatureLoss` of those on inner layers
 """
 
+from kdopt.distillation import losses
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets
+from kdopt.distillation.selftaught import DeepestExit, MovingAverage
 
-__all__ = ["DISTILLATION_LOSSES", "DistillationLoss", "Distiller", "SoftTargets"]
+__all__ = [
+    "DISTILLATION_LOSSES",
+    "DeepestExit",
+    "DistillationLoss",
+    "Distiller",
+    "MovingAverage",
+    "SoftTargets",
+    "losses",
+]

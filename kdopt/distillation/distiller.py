@@ -116,7 +116,7 @@ class Distiller(keras.Model):
         self._check_losses()
         self._trackers = Trackers(self)
         self.supports_jit = all(layer.supports_jit for one in teachers for layer in one.model._flatten_layers())
-        self._build_knowledge(symbolic_inputs(student) if student.built else None)
+        self._build_knowledge(symbolic_inputs(student) if student.built else None, symbolic_outputs(student))
 
     def _hide(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -158,8 +158,8 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if not self._knowledge.built:
-            self.student(inputs, training=False)  # builds it
-            self._build_knowledge(keras.tree.map_structure(_spec, inputs))
+            outputs = self.student(inputs, training=False)  # builds it
+            self._build_knowledge(*(keras.tree.map_structure(_spec, values) for values in (inputs, outputs)))
         step = running(self)
         if step is None:
             return self.student(inputs, training=training)
@@ -293,10 +293,11 @@ class Distiller(keras.Model):
                     for pair in select_outputs(loss, pairs) if loss.reads_logits else ():
                         pair.activation(loss.activation)
 
-    def _build_knowledge(self, inputs: Any) -> None:
-        if inputs is not None or (self.student.built and not self._knowledge.needs_taps()):
+    def _build_knowledge(self, inputs: Any, outputs: Any) -> None:
+        known = inputs is not None and outputs is not None
+        if known or (self.student.built and not self._knowledge.needs_shapes()):
             with self.distribute_strategy.scope():
-                self._knowledge.build(self.student, inputs)
+                self._knowledge.build(self.student, inputs, outputs)
             self._hide("_inputs_seen", inputs)
         self.built = self.student.built and self._knowledge.built
 

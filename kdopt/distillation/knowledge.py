@@ -10,7 +10,7 @@ from keras import ops
 from kdopt.distillation.functions import FunctionLoss
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.losses.feature import FeatureLoss
-from kdopt.distillation.outputs import OutputPair
+from kdopt.distillation.outputs import OutputPair, pair_outputs
 from kdopt.distillation.reduction import reduced, weight_of
 from kdopt.distillation.stock import stock_loss, stock_taps
 from kdopt.distillation.taps import STAGES, Tapped, resolve, tensors_of
@@ -56,6 +56,8 @@ class Term:
         """The weighted mean over samples, a float32 scalar."""
         seen = batch.student.seen
         ours, theirs = [tap.of(seen) for tap in self.student_taps], [tap.of(taught.seen) for tap in self.teacher_taps]
+        if isinstance(self.loss, DistillationLoss):
+            self.loss.training = batch.training
         if isinstance(self.loss, FeatureLoss):
             return self._of_features(theirs, ours, batch, sample_weight)
         if isinstance(self.loss, FunctionLoss):
@@ -72,10 +74,16 @@ class Term:
                 arguments: tuple[Any, ...] = (*pair.logits(activation), activation)
             else:
                 arguments = pair.raw()
-            extra = {"labels": labels_of(batch.labels, pair, len(pairs))} if self.loss.uses_labels else {}
+            extra = {}
+            if self.loss.uses_labels:
+                extra["labels"] = labels_of(batch.labels, pair, len(pairs), classes=self.loss.reads_logits)
             values = self.loss.compute_loss(*arguments, **extra)
             mask = getattr(pair.student, "_keras_mask", None)
-            mask = mask if mask is not None and len(mask.shape) <= len(values.shape) else None
+            if mask is not None and len(mask.shape) > len(values.shape):
+                raise ValueError(
+                    f"{type(self.loss).__name__} gives one value a sample and cannot leave masked positions out; "
+                    f"output {pair.name!r} of the student has a mask."
+                )
             weight = weight_of(sample_weight, pair.index, len(pairs))
             total = total + reduced(values, weight, mask, type(self.loss).__name__)
         return total
@@ -83,14 +91,11 @@ class Term:
     def _of_features(self, theirs: list[Any], ours: list[Any], batch: Batch, sample_weight: Any) -> Any:
         if keras.tree.is_nested(sample_weight):
             sample_weight = weight_of(sample_weight, 0, 1)
-        self.loss.training = batch.training
-        if batch.training:
-            self.loss.update(theirs, ours)
         total: Any = 0.0
         computed = self.loss.compute(theirs, ours)
         for values, record in zip(computed, [*ours, *[None] * (len(computed) - len(ours))], strict=False):
             mask = None if record is None else getattr(record.output, "_keras_mask", None)
-            # A value for each position of the student's sequence: masked ones do not count.
+            # Features have zeros at masked positions; where there is a value for each, these do not count.
             fits = mask is not None and len(values.shape) > 1 and mask.shape[1] == values.shape[1]
             total = total + reduced(values, sample_weight, mask if fits else None, type(self.loss).__name__)
         return total
@@ -122,7 +127,7 @@ class Knowledge:
     def extras(self) -> list[Any]:
         """What is saved beside them: discriminators and their optimizers, memory banks."""
         losses = [term.loss for terms in self.terms for term in terms]
-        return [extra for loss in losses if isinstance(loss, FeatureLoss) for extra in loss.extras]
+        return [extra for loss in losses if isinstance(loss, DistillationLoss) for extra in loss.extras]
 
     def student_taps(self) -> list[Tapped]:
         return [tap for terms in self.terms for term in terms for tap in term.student_taps]
@@ -131,24 +136,33 @@ class Knowledge:
         found = [term for terms in self.terms for term in terms if term.teacher == teacher]
         return [tap for term in found for tap in term.teacher_taps]
 
-    def needs_taps(self) -> bool:
-        return any(_taps_of(loss) is not None for loss in self.losses)
+    def needs_shapes(self) -> bool:
+        """Whether a loss taps layers or trains something of its own, so that it is bound to known shapes."""
+        own = [loss for loss in self.losses if isinstance(loss, DistillationLoss)]
+        makes = any(type(loss).build_for is not DistillationLoss.build_for for loss in own)
+        return makes or any(_taps_of(loss) is not None for loss in self.losses)
 
-    def build(self, student: keras.Model, inputs: Any) -> None:
+    def build(self, student: keras.Model, inputs: Any, outputs: Any) -> None:
         """Binds taps to tensors and makes projectors.
 
         Args:
             student: Built model.
-            inputs: KerasTensors as the student takes them; may be None where no loss needs taps.
+            inputs, outputs: KerasTensors as the student takes and gives them; may be None where no loss needs shapes.
         """
+        nothing: dict[str, bool | None] = {"student": None, "teacher": None}
+        pairs = [] if outputs is None else pair_outputs(student, outputs, outputs, None, nothing)
         from_student: list[Tapped] | None = None
         terms = []
         for loss in self.losses:
             of_loss = []
             for number, teacher in enumerate(self.teachers):
                 own = loss if not isinstance(loss, DistillationLoss) else loss.fresh()
+                if own is not loss and number:
+                    own.name = f"{loss.name}_teacher_{number}"
                 wanted = _taps_of(own)
                 if wanted is None:
+                    if isinstance(own, DistillationLoss) and pairs:
+                        own.build_for([int(pair.student.shape[-1] or 0) for pair in select_outputs(own, pairs)])
                     of_loss.append(Term(own, number))
                     continue
                 from_student = tensors_of(student, inputs) if from_student is None else from_student
@@ -186,14 +200,24 @@ def _beside(sample_weight: Any, weight: Any) -> Any:
     return ops.reshape(own, (*ops.shape(own), *[1] * (len(weight.shape) - len(own.shape))))
 
 
-def labels_of(labels: Any, pair: OutputPair, outputs: int) -> Any:
-    """Class numbers of one output, int32 of shape (batch, ...), from class numbers or one-hot rows; None without."""
+def labels_of(labels: Any, pair: OutputPair, outputs: int, classes: bool = True) -> Any:
+    """The labels of one output; None without.
+
+    Args:
+        labels: As `fit` gives them.
+        pair: The output.
+        outputs: How many the model has.
+        classes: Whether they are class numbers or one-hot rows, to be returned as class numbers, int32 of shape
+            (batch, ...); else they come back in float32, in the shape of the output.
+    """
     if labels is None:
         return None
     flat = keras.tree.flatten(labels)
     if len(flat) != outputs:
         raise ValueError(f"The data holds {len(flat)} label tensors for {outputs} outputs; give one for each.")
     own = ops.convert_to_tensor(flat[pair.index])
+    if not classes:
+        return ops.reshape(ops.cast(own, "float32"), ops.shape(pair.student))
     if len(own.shape) == len(pair.student.shape):
         return ops.cast(ops.squeeze(own, -1) if own.shape[-1] == 1 else ops.argmax(own, axis=-1), "int32")
     return ops.cast(own, "int32")

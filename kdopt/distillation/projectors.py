@@ -62,7 +62,7 @@ def channels_of(shape: Shape, role: str, name: str) -> int:
 
 def projector(channels: int, name: str) -> keras.layers.Layer:
     """A trained linear map of channels: a 1x1 convolution of maps, a dense layer of sequences and vectors."""
-    return keras.layers.Dense(channels, name=name)
+    return keras.layers.Dense(channels, name=name, dtype="float32")
 
 
 def _averaged(features: Any, sizes: Any) -> Any:

@@ -11,7 +11,7 @@ import keras
 
 from kdopt.core.recording import Recorded, Recording, operations_of, recording
 
-STAGES, EMBEDDING = "stages", "embedding"
+STAGES, EMBEDDING, ATTENTION = "stages", "embedding", "attention"
 # What only pads or prepares an input is not the end of a stage.
 _PREPARING = (
     *(getattr(keras.layers, f"ZeroPadding{rank}D") for rank in (1, 2, 3)),
@@ -104,8 +104,8 @@ def resolve(taps: Taps, tensors: Sequence[Tapped], model: keras.Model, role: str
     Args:
         taps: A tap or a list of them: the name of a layer (or the end of its path, `"block_3/add"`; `"dense@1"` for the
             second call of a shared layer), an index into `model.layers`, a compiled regular expression that is
-            searched in the paths; `"stages"`, the last layer of each resolution; or `"embedding"`, the vector that the
-            last layer with weights reads.
+            searched in the paths; `"stages"`, the last layer of each resolution; `"embedding"`, the vector that the
+            last layer with weights reads; `"attention"`, the last attention layer.
         tensors: Those of the model, by `tensors_of`.
         model: For indices and messages.
         role: `"student"` or `"teacher"`, for messages.
@@ -122,8 +122,8 @@ def resolve(taps: Taps, tensors: Sequence[Tapped], model: keras.Model, role: str
             matches = _GROUPS[tap](tensors) if tap in _GROUPS else _by_name(tap, tensors)
         else:
             raise TypeError(
-                "A tap is the name of a layer, an index, a compiled regular expression, 'stages' or 'embedding'; got "
-                f"{tap!r}."
+                "A tap is the name of a layer, an index, a compiled regular expression, 'stages', 'embedding' or "
+                f"'attention'; got {tap!r}."
             )
         if not matches:
             raise ValueError(_missing(tap, tensors, model, role))
@@ -163,7 +163,12 @@ def embedding(tensors: Sequence[Tapped]) -> list[Tapped]:
     return (vectors or before)[-1:]
 
 
-_GROUPS = {STAGES: stages, EMBEDDING: embedding}
+def last_attention(tensors: Sequence[Tapped]) -> list[Tapped]:
+    """The last attention layer."""
+    return [tensor for tensor in tensors if tensor.attends][-1:]
+
+
+_GROUPS = {STAGES: stages, EMBEDDING: embedding, ATTENTION: last_attention}
 
 
 def _has_weights(operation: Any) -> bool:
@@ -227,8 +232,8 @@ def check_taps(name: str, taps: Any) -> Taps:
     for item in items:
         if isinstance(item, bool) or not isinstance(item, str | int | re.Pattern) or item == "":
             raise TypeError(
-                f"`{name}` must be the name of a layer, an index, a compiled regular expression, 'stages', 'embedding' "
-                f"or a list of these; got {item!r}."
+                f"`{name}` must be the name of a layer, an index, a compiled regular expression, 'stages', "
+                f"'embedding', 'attention' or a list of these; got {item!r}."
             )
     return items if isinstance(taps, list | tuple) else taps
 

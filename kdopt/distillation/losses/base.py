@@ -26,9 +26,12 @@ class DistillationLoss:
         name: The loss is logged as `{name}_loss`. Defaults to the snake-case class name.
 
     Attributes:
+        training: Set by the Distiller: whether the step trains.
         on_outputs: Whether it looks at the outputs of both models; if False, at inner layers.
+        activations: Which of `"softmax"` and `"sigmoid"` it is defined for.
         reads_logits: Whether `compute_loss` gets class logits; if False, the outputs as the models give them.
-        uses_labels: Whether `compute_loss` takes `labels=`.
+        uses_labels: Whether `compute_loss` takes `labels=`: class numbers of shape (batch, ...) as int32, or None where
+            the data holds none; if it does not read logits, the labels as `fit` gives them.
         within_batch: Whether a sample's value depends on the others of its batch (of its replica, under
             `tf.distribute`).
 
@@ -44,6 +47,7 @@ class DistillationLoss:
     """
 
     on_outputs: ClassVar[bool] = True
+    activations: ClassVar[tuple[str, ...]] = ACTIVATIONS
     reads_logits: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = False
     within_batch: ClassVar[bool] = False
@@ -52,7 +56,9 @@ class DistillationLoss:
         self, *, activation: str | None = None, output: str | int | None = None, name: str | None = None
     ) -> None:
         if activation is not None:
-            check_one_of("activation", activation, ACTIVATIONS)
+            check_one_of("activation", activation, self.activations)
+        elif len(self.activations) == 1:
+            activation = self.activations[0]
         if isinstance(output, bool) or not isinstance(output, str | int | None):
             raise TypeError(f"`output` must be the name or the index of a model output, or None; got {output!r}.")
         if name is not None and not (isinstance(name, str) and name):
@@ -61,15 +67,18 @@ class DistillationLoss:
         self.output = output
         self.name = name or snake_case(type(self).__name__)
         self.built = False
+        self.training = False
         self._parts: list[keras.layers.Layer] = []
 
-    def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax") -> Any:
-        """The loss of each sample.
+    def compute_loss(self, teacher: Any, student: Any, *arguments: Any, **options: Any) -> Any:
+        """The loss of each sample. A subclass defines `compute_loss(self, teacher, student, activation="softmax")`.
 
         Args:
             teacher: Class logits of the teacher, float32, shape (batch, ..., classes). No gradient flows into it.
             student: Class logits of the student, the same shape.
-            activation: `"softmax"` or `"sigmoid"`: how these logits become probabilities.
+            arguments: `activation`, `"softmax"` or `"sigmoid"`: how these logits become probabilities; nothing if
+                the class does not read logits.
+            options: `labels`, if the class uses them.
 
         Returns: float32, shape (batch, ...): one value per sample (per position for sequences and images), never
             reduced over the batch: the Distiller weights and averages it as Keras does the hard loss.
@@ -81,10 +90,29 @@ class DistillationLoss:
         """The layers of the loss itself that are trained with the student, such as projectors; dropped at the end."""
         return list(self._parts)
 
-    def add_part(self, layer: keras.layers.Layer) -> keras.layers.Layer:
-        """Has a layer of the loss's own trained with the student and saved with the Distiller. Call it in `build`."""
+    def add_part(self, layer: keras.layers.Layer, shape: tuple[int | None, ...]) -> keras.layers.Layer:
+        """Has a layer of the loss's own trained with the student and saved with the Distiller. Call it in `build`.
+
+        Args:
+            layer: One that computes in float32.
+            shape: Of what it will read, with the batch axis; it is built for that.
+        """
+        if not layer.built:
+            layer(keras.KerasTensor(shape, "float32"))
         self._parts.append(layer)
         return layer
+
+    @property
+    def extras(self) -> list[Any]:
+        """What else is saved with the Distiller and not trained by its optimizer: a discriminator, a memory bank."""
+        return []
+
+    def build_for(self, classes: list[int]) -> None:
+        """Makes what a loss on outputs trains of its own.
+
+        Args:
+            classes: Number of units of each output the loss looks at.
+        """
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

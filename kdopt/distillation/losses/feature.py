@@ -58,10 +58,9 @@ class FeatureLoss(DistillationLoss):
         self.student_tap = check_taps("student_tap", taps_from_config(student_tap))
         self.teacher_tap = None if teacher_tap is None else check_taps("teacher_tap", taps_from_config(teacher_tap))
         self.projector = _checked_projector(projector)
-        self.training = False
         self._projectors: list[keras.layers.Layer | None] = []
 
-    def compute_loss(self, teacher: Any, student: Any) -> Any:  # type: ignore[override]
+    def compute_loss(self, teacher: Any, student: Any) -> Any:
         """The loss of each sample.
 
         Args:
@@ -96,31 +95,41 @@ class FeatureLoss(DistillationLoss):
             values.append(self.compute_loss(*self.prepared(place, theirs.output, ours.output)))
         return values
 
-    @property
-    def extras(self) -> list[Any]:
-        """What else is saved with the Distiller and not trained by its optimizer: a discriminator, a memory bank."""
-        return []
-
-    def update(self, teacher: Sequence[Any], student: Sequence[Any]) -> None:
-        """Called once in a training step before `compute`, with the same arguments; if a loss learns by itself."""
-
     def prepared(self, place: int, teacher: Any, student: Any) -> tuple[Any, Any]:
-        """Two features in float32, at the same positions and with the same channels where the class asks for it."""
+        """Two features in float32, at the same positions and with the same channels where the class asks for it.
+
+        Both are zero at the positions that the student masks.
+        """
+        mask = getattr(student, "_keras_mask", None)
         teacher, student = ops.stop_gradient(ops.cast(teacher, "float32")), ops.cast(student, "float32")
         layer = self._projectors[place]
-        own = self.projector is not None and self.projector != "auto"
+        own = not isinstance(self.projector, str | None)
         if own and layer is not None:
-            student = layer(student, training=self.training) if layer._call_has_training_arg else layer(student)
+            student = ops.cast(layer(student, **self._mode_of(layer)), "float32")
         if self.matches_positions:
             teacher, student = align(teacher, student)
         if not own and layer is not None:
-            student = layer(student)
+            student = layer(student, **self._mode_of(layer))
+        if mask is not None and len(student.shape) == 3 and mask.shape[1] == student.shape[1]:
+            seen = ops.cast(mask, "float32")[..., None]
+            teacher, student = teacher * seen, student * seen
         if self.matches_channels and own and teacher.shape[-1] != student.shape[-1]:
             raise ValueError(
                 f"{type(self).__name__}: the projector gives {student.shape[-1]} channels, the teacher has "
                 f"{teacher.shape[-1]}."
             )
         return teacher, student
+
+    def _mode_of(self, layer: keras.layers.Layer) -> dict[str, bool]:
+        return {"training": self.training} if layer._call_has_training_arg else {}
+
+    def needs_projector(self, teacher: int, student: int) -> bool:
+        """Whether `"auto"` makes a projector for these numbers of channels."""
+        return teacher != student
+
+    def make_projector(self, channels: int, name: str) -> keras.layers.Layer:
+        """The projector of `"auto"`, to this many channels."""
+        return projector(channels, name)
 
     def _check_ranks(self, teacher: Tapped, student: Tapped) -> None:
         for role, tapped in (("teacher", teacher), ("student", student)):
@@ -137,18 +146,20 @@ class FeatureLoss(DistillationLoss):
             given = self.projector if isinstance(self.projector, list) else [self.projector]
             if len(given) != pairs:
                 raise ValueError(f"{type(self).__name__} has {len(given)} projectors for {pairs} pairs of taps.")
-            return self.add_part(given[place])
+            return self.add_part(given[place], student.shape)
         if not self.matches_channels:
             return None
         theirs, ours = (channels_of(t.shape, role, t.name) for t, role in ((teacher, "teacher"), (student, "student")))
-        if theirs == ours:
+        if not self.needs_projector(theirs, ours):
             return None
         if self.projector is None:
             raise ValueError(
                 f"{type(self).__name__}: {student.name!r} of the student has {ours} channels, {teacher.name!r} of the "
                 f"teacher {theirs}, and `projector=None`. Leave it at 'auto', or give a layer."
             )
-        return self.add_part(projector(theirs, f"{self.name}_projector_{place}"))
+        rank = min(len(teacher.shape), len(student.shape)) if self.matches_positions else len(student.shape)
+        made = self.make_projector(theirs, f"{self.name}_projector_{place}")
+        return self.add_part(made, (*[None] * (rank - 1), ours))
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {

@@ -4,11 +4,13 @@ from typing import Any
 
 from keras import ops
 
-from kdopt.core.validation import check_positive
-from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
+from kdopt.core.validation import check_one_of
+from kdopt.distillation.losses.base import DISTILLATION_LOSSES
+from kdopt.distillation.losses.tempered import TemperedLoss
+from kdopt.distillation.scheduled import Scheduled, now
 
 
-def soft_targets(teacher: Any, student: Any, temperature: float = 4.0, activation: str = "softmax") -> Any:
+def soft_targets(teacher: Any, student: Any, temperature: Any = 4.0, activation: str = "softmax") -> Any:
     """Kullback-Leibler divergence of temperature-softened probabilities, times the squared temperature.
 
         softmax:  T^2 * sum_c p_c * (log p_c - log q_c),    p = softmax(teacher / T), q = softmax(student / T)
@@ -39,14 +41,14 @@ def soft_targets(teacher: Any, student: Any, temperature: float = 4.0, activatio
 
 
 @DISTILLATION_LOSSES.register("soft_targets")
-class SoftTargets(DistillationLoss):
+class SoftTargets(TemperedLoss):
     """The student imitates the teacher's softened class probabilities.
 
     The wrong classes the teacher finds plausible tell the student which classes look alike. Costs next to nothing
     beside the teacher's forward pass. See `soft_targets` for the formula.
 
     Args:
-        temperature: Float > 0; typically 2 to 8. Defaults to `4.0`.
+        temperature: Float > 0, typically 2 to 8, or a schedule. Defaults to `4.0`.
         activation: `"softmax"`, `"sigmoid"` or `None` (read from the models). Defaults to `None`.
         output: Name or index of the output, `None` for all. Defaults to `None`.
         name: Name in the logs. Defaults to `"soft_targets"`, logged as `soft_targets_loss`.
@@ -63,20 +65,47 @@ class SoftTargets(DistillationLoss):
     Reference: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
 
-    def __init__(
-        self,
-        temperature: float = 4.0,
-        *,
-        activation: str | None = None,
-        output: str | int | None = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(activation=activation, output=output, name=name)
-        self.temperature = check_positive("temperature", temperature)
-
     def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax") -> Any:
         """`soft_targets` at this temperature; shape (batch, ...)."""
-        return soft_targets(teacher, student, self.temperature, activation)
+        return soft_targets(teacher, student, now(self.temperature), activation)
+
+
+@DISTILLATION_LOSSES.register("soft_targets_mse")
+class SoftTargetsMSE(TemperedLoss):
+    """The student's logits, or its softened probabilities, come near the teacher's in the mean square.
+
+        on="logits":         mean_c (t_c - s_c)^2
+        on="probabilities":  T^2 * mean_c (p_c - q_c)^2,     p, q softened by T as in `soft_targets`
+
+    Logits are the limit of soft targets at high temperature; they pull on every class alike, also on those the teacher
+    is sure not to mean.
+
+    Args:
+        on: `"logits"` or `"probabilities"`. Defaults to `"logits"`.
+        temperature: Float > 0, or a schedule; only of probabilities. Defaults to `4.0`.
+        activation, output, name: As in `DistillationLoss`.
+
+    Raises: ValueError.
+
+    Reference: Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, equation 1; Kim et al., "Comparing
+    Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation", IJCAI 2021, equation 3.
+    """
+
+    def __init__(self, on: str = "logits", temperature: Scheduled = 4.0, **options: Any) -> None:
+        super().__init__(temperature, **options)
+        self.on = check_one_of("on", on, ("logits", "probabilities"))
+
+    def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax") -> Any:
+        """Shape (batch, ...)."""
+        if self.on == "logits":
+            return ops.mean(ops.square(teacher - student), axis=-1)
+        temperature = now(self.temperature)
+        squash = ops.sigmoid if activation == "sigmoid" else ops.softmax
+        difference = squash(teacher / temperature) - squash(student / temperature)
+        return temperature**2 * ops.mean(ops.square(difference), axis=-1)
+
+    def scheduled(self) -> dict[str, Any]:
+        return super().scheduled() if self.on == "probabilities" else {}
 
     def get_config(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, **super().get_config()}
+        return {"on": self.on, **super().get_config()}
