@@ -13,6 +13,7 @@ from kdopt.core.validation import check_fraction
 from kdopt.distillation.arguments import as_losses, as_teachers, as_weights, check_teacher_weights
 from kdopt.distillation.config import distiller_config, from_distiller_config, shapes_of, specs_from
 from kdopt.distillation.health import FirstBatch, Health
+from kdopt.distillation.joined import split
 from kdopt.distillation.knowledge import Batch, Knowledge, labels_of
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair, pair_outputs, symbolic_outputs
@@ -157,6 +158,7 @@ class Distiller(keras.Model):
         return [*self._parts, *self._knowledge.extras]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        inputs, _ = split(inputs)
         if not self._knowledge.built:
             outputs = self.student(inputs, training=False)  # builds it
             self._build_knowledge(*(keras.tree.map_structure(_spec, values) for values in (inputs, outputs)))
@@ -203,6 +205,7 @@ class Distiller(keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """The total loss of a batch, a float32 scalar; see the class for the formula."""
+        x, said = split(x)
         size = ops.shape(keras.tree.flatten(x)[0])[0]
         parts = [self._aggregate_additional_loss(loss) for loss in self.losses]
         updates = 0 if self.optimizer is None else self.optimizer.iterations
@@ -213,7 +216,7 @@ class Distiller(keras.Model):
                 self._trackers.log(self._trackers.student, hard, size)
                 parts.append(hard_weight * hard)
             if self._trackers.soft:
-                values = self._soft_losses(Batch(x, self._seen(x, y_pred), y, sample_weight, training))
+                values = self._soft_losses(Batch(x, said, self._seen(x, y_pred), y, sample_weight, training))
                 for tracker, weight, value in zip(
                     self._trackers.soft, self.distillation_loss_weights, values, strict=True
                 ):
@@ -234,7 +237,7 @@ class Distiller(keras.Model):
 
     def _soft_losses(self, batch: Batch) -> list[Any]:
         taps = self._knowledge.teacher_taps
-        taught = [teacher.observe(batch.x, taps(k), batch.student) for k, teacher in enumerate(self._teachers)]
+        taught = [one.observe(batch.x, taps(k), batch.student, batch) for k, one in enumerate(self._teachers)]
         pairs = [self._pairs(k, batch.student.outputs, said.outputs) for k, said in enumerate(taught)]
         for health, own in zip(self._health, pairs, strict=True):
             health.count(own, self.from_logits)

@@ -24,6 +24,7 @@ class Batch:
 
     Attributes:
         x: What the student read.
+        said: What the data carry of cached teachers, by key.
         student: What the student made.
         labels: As `fit` gives them, or None.
         sample_weight: As `fit` gives them, or None.
@@ -31,6 +32,7 @@ class Batch:
     """
 
     x: Any
+    said: dict[str, Any]
     student: Observation
     labels: Any
     sample_weight: Any

@@ -70,8 +70,8 @@ class MovingAverage(SelfTeacher):
             )
         self.student, self.model = student, copy_model(student)
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        del student
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        del student, batch
         with keras.StatelessScope():
             return observed(lambda: self.model(x, training=False), wanted)
 
@@ -138,8 +138,8 @@ class DeepestExit(SelfTeacher):
         own = symbolic_outputs(self.model)
         return None if own is None else self._taught(own)
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        del x, wanted
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        del x, wanted, batch
         return Observation(self._taught(student.outputs), student.seen)
 
     def _taught(self, outputs: Any) -> Any:

@@ -42,8 +42,15 @@ class Teacher(Protocol):
     def tensors(self, inputs: Any) -> list[Tapped]:
         """What can be tapped, given the KerasTensors that the student reads; `None`: not known."""
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        """What it says of the batch `x`, which the student has just seen."""
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        """What it says of the inputs `x`, which the student has just seen.
+
+        Args:
+            x: As the student reads them.
+            wanted: Its tensors to keep.
+            student: What the student made.
+            batch: The `Batch`: with what the data carry beside the inputs, and whether the step trains.
+        """
 
 
 class ModelTeacher:
@@ -69,8 +76,8 @@ class ModelTeacher:
             own = keras.src.backend.compute_output_spec(self._prepared, inputs)
         return tensors_of(self.model, own)
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        del student
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        del student, batch
         # Whatever the teacher would write even in inference (seeds, counters, its own losses) ends with the scope.
         with keras.StatelessScope():
             return observed(lambda: self.model(self._prepared(x), training=False), wanted)
