@@ -135,27 +135,26 @@ class Distiller(keras.Model):
     @property
     def variables(self) -> list[keras.Variable]:
         """Those of the student and of the projectors."""
-        return [*super().variables, *(variable for part in self._parts for variable in part.variables)]
+        return [*super().variables, *(variable for part in self._own_parts() for variable in part.variables)]
 
     @property
     def weights(self) -> list[keras.Variable]:
         """Those of the student and of the projectors."""
-        return [*super().weights, *(variable for part in self._parts for variable in part.weights)]
+        return [*super().weights, *(variable for part in self._own_parts() for variable in part.weights)]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The model's, one for each distillation loss, and what losses show beside."""
         return [*super().metrics, *self._trackers.all()]
 
-    @property
-    def _parts(self) -> list[keras.layers.Layer]:
+    def _own_parts(self) -> list[keras.layers.Layer]:
         knowledge = getattr(self, "_knowledge", None)
         return [] if knowledge is None else knowledge.parts
 
     @property
     def _saved_parts(self) -> list[Any]:
         """Found by Keras's saving, which walks attributes."""
-        return [*self._parts, *self._knowledge.extras]
+        return [*self._own_parts(), *self._knowledge.extras]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         inputs, _ = split(inputs)
@@ -261,7 +260,7 @@ class Distiller(keras.Model):
         if step is not None and step.student is not None:
             return Observation(y_pred, step.student.seen)
         if not wanted:
-            return Observation(y_pred, Recording(frozenset()))
+            return Observation(y_pred, Recording())
         if keras.src.backend.common.symbolic_scope.in_symbolic_scope():
             return Observation(y_pred, observed(lambda: self.student(x, training=False), wanted).seen)
         raise ValueError(

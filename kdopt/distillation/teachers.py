@@ -89,7 +89,7 @@ class ModelTeacher:
 def observed(run: Callable[[], Any], wanted: Sequence[Tapped]) -> Observation:
     """Runs a model and keeps the tensors that are wanted."""
     if not wanted:
-        return Observation(run(), Recording(frozenset()))
+        return Observation(run(), Recording())
     with recording(tapped.operation for tapped in wanted) as seen:
         outputs = run()
     return Observation(outputs, seen)
