@@ -2,6 +2,8 @@
 
 Distiller            a `keras.Model` that trains `student` against `teacher`
 MovingAverage        the student's own averaged weights as its teacher
+MutualLearning       students that teach each other
+distill_chain        teacher -> assistant -> student; born_again: the same net, generation by generation
 DeepestExit          one output of the student as the teacher of the others
 losses               every loss, on outputs, features, attention and relations; `DISTILLATION_LOSSES` by name
 SoftTargets          Hinton's loss on temperature-softened class probabilities, the default
@@ -9,9 +11,11 @@ DistillationLoss     base class of losses on outputs; `losses.FeatureLoss` of th
 """
 
 from kdopt.distillation import losses
+from kdopt.distillation.chain import born_again, distill_chain
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets
+from kdopt.distillation.mutual import MutualLearning
 from kdopt.distillation.selftaught import DeepestExit, MovingAverage
 
 __all__ = [
@@ -20,6 +24,9 @@ __all__ = [
     "DistillationLoss",
     "Distiller",
     "MovingAverage",
+    "MutualLearning",
     "SoftTargets",
+    "born_again",
+    "distill_chain",
     "losses",
 ]

@@ -63,7 +63,7 @@ def _as_teacher(item: Any, preprocessing: Any) -> Any:
         if preprocessing is not None:
             raise ValueError(f"{type(item).__name__} reads what the student reads; leave `teacher_preprocessing` out.")
         return item
-    return ModelTeacher(item, preprocessing)
+    return item if isinstance(item, ModelTeacher) else ModelTeacher(item, preprocessing)
 
 
 def check_teacher_weights(weights: Any, count: int) -> list[float] | str:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kdopt.distillation.teachers import Observation
-
 _local = threading.local()  # each replica of tf.distribute runs in a thread of its own
 
 
@@ -17,18 +15,23 @@ class Step:
 
     Attributes:
         owner: The Distiller.
-        student: What its student made; `None` before the call.
+        student: The `Observation` of what its student made (of several students, a list); `None` before the call.
     """
 
     owner: Any
-    student: Observation | None = None
+    student: Any = None
 
 
 @contextmanager
-def run_step(owner: Any) -> Iterator[None]:
-    """Makes a step the running one of this thread."""
+def run_step(owner: Any, student: Any = None) -> Iterator[None]:
+    """Makes a step the running one of this thread.
+
+    Args:
+        owner: Whose step it is.
+        student: What its student has made already. Defaults to `None`: nothing yet.
+    """
     before = getattr(_local, "step", None)
-    _local.step = Step(owner)
+    _local.step = Step(owner, student)
     try:
         yield
     finally:
