@@ -1,5 +1,6 @@
 """Distillation: a small student learns from a trained teacher.
 
+make_student         a narrower, shallower net of the teacher's architecture
 Distiller            a `keras.Model` that trains `student` against `teacher`
 MovingAverage        the student's own averaged weights as its teacher
 DeepestExit          one output of the student as the teacher of the others
@@ -13,6 +14,7 @@ from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets
 from kdopt.distillation.selftaught import DeepestExit, MovingAverage
+from kdopt.distillation.student import make_student
 
 __all__ = [
     "DISTILLATION_LOSSES",
@@ -22,4 +24,5 @@ __all__ = [
     "MovingAverage",
     "SoftTargets",
     "losses",
+    "make_student",
 ]

@@ -127,6 +127,8 @@ def _scores(graph: ChannelGraph) -> dict[int, float]:
     for slot in graph.labels.slots():
         if slot.role == "makes":
             values = np.abs(np.asarray(keras.ops.convert_to_numpy(slot.variable), "float64"))
+            if np.isnan(values).any():
+                raise ValueError(f"Weights of {slot.variable.path!r} are NaN: training has diverged.")
             sums = values.sum(axis=tuple(axis for axis in range(values.ndim) if axis != slot.axis))
             for root, norm in zip(graph.labels.roots(slot.labels).tolist(), sums.tolist(), strict=True):
                 found[root] += norm

@@ -91,7 +91,8 @@ def make_student(
         removed = _removed(model, graph, width, round_to)
         named = f"{model.name}_student" if name is None else name
         student = without(short, graph, removed, weights=initialize == "teacher", compiled=False, name=named)
-    student.trainable = True
+    for layer in student._flatten_layers():  # set on the model alone, Keras passes on no True where it has one
+        layer.trainable = True
     return student
 
 

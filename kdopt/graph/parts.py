@@ -185,16 +185,34 @@ def _residual_part(wiring: Wiring, at: int) -> Part | None:
         readers = {at, *inside}
         own = all(wiring.alone(number, readers) for one in inside for number in wiring.calls[one].outputs)
         if own and any(map(wiring.has_kernel, inside)):
-            return _made(wiring, at, _post_norm(wiring, at, start), (start, tensor), inside)
+            return _made(wiring, at, _last(wiring, at, start), (start, tensor), inside)
     return None
 
 
-def _post_norm(wiring: Wiring, at: int, start: int) -> int:
-    """The normalization behind a sum, where what the branch reads is normalized, too; else the sum."""
-    before = [wiring.makers.get(number) for number in wiring.back(start)]
-    normalized = any(one is not None and isinstance(wiring.calls[one].operation, _OVER_CHANNELS) for one in before)
-    following = wiring.behind(at, _OVER_CHANNELS) if normalized else None
-    return at if following is None else following
+def _last(wiring: Wiring, at: int, start: int) -> int:
+    """The call behind a sum if it does again what was done to the start: normalize, or cut off at zero; else the sum.
+
+    Without the branch a second ReLU changes nothing; a second normalization would stand where a net that was made with
+    fewer blocks has one.
+    """
+    following = wiring.behind(at)
+    if following is None:
+        return at
+    before = [one for number in wiring.back(start) if (one := wiring.makers.get(number)) is not None]
+    again = wiring.calls[following].operation
+    normalizes = isinstance(again, _OVER_CHANNELS)
+    makers = [wiring.calls[one].operation for one in (before if normalizes else before[:1])]
+    same = [one for one in makers if type(one) is type(again)]
+    return following if any(normalizes or _is_relu(one) == _is_relu(again) != "" for one in same) else at
+
+
+def _is_relu(operation: Any) -> str:
+    """Which of the ReLUs, that done twice is as done once, an operation is; empty for others."""
+    if isinstance(operation, L.ReLU):
+        return "" if operation.negative_slope or operation.threshold else f"relu up to {operation.max_value}"
+    function = getattr(operation, "activation", None) if isinstance(operation, L.Activation) else None
+    name = getattr(function, "__name__", type(operation).__name__).lower()
+    return name if name in ("relu", "relu6") and not getattr(operation, "weights", None) else ""
 
 
 def plain_parts(wiring: Wiring) -> list[Part]:

@@ -12,7 +12,7 @@ from keras.src import backend
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from kdopt.core.compiling import compile_as
-from kdopt.core.copying import copy_assets
+from kdopt.core.copying import copy_assets, settle
 from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.labels import Flow
@@ -133,6 +133,7 @@ class _Cut:
             if learned or any(hasattr(layer, "adapt") for layer in old._flatten_layers()):
                 for value, target in zip(values, new.weights, strict=True):
                     target.assign(value)
+                settle(new)
         for old, new in reversed(self._pairs):
             if isinstance(old, keras.Model):
                 new.trainable = old.trainable
