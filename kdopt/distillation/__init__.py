@@ -1,6 +1,7 @@
 """Distillation: a small student learns from a trained teacher.
 
 make_student         a narrower, shallower net of the teacher's architecture
+agreement            how far a student follows its teacher: answers, probabilities, calibration, under corruption
 Distiller            a `keras.Model` that trains `student` against `teacher`
 MovingAverage        the student's own averaged weights as its teacher
 DeepestExit          one output of the student as the teacher of the others
@@ -10,6 +11,7 @@ DistillationLoss     base class of losses on outputs; `losses.FeatureLoss` of th
 """
 
 from kdopt.distillation import losses
+from kdopt.distillation.agreement import Agreement, agreement
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets
@@ -18,11 +20,13 @@ from kdopt.distillation.student import make_student
 
 __all__ = [
     "DISTILLATION_LOSSES",
+    "Agreement",
     "DeepestExit",
     "DistillationLoss",
     "Distiller",
     "MovingAverage",
     "SoftTargets",
+    "agreement",
     "losses",
     "make_student",
 ]
