@@ -14,6 +14,7 @@ from kdopt.graph.inline import Call, Ref, trace
 from kdopt.graph.trace import tensors_of
 
 L = keras.layers
+_DROPS = (L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.GaussianDropout, L.AlphaDropout)
 _SUMS = (L.Add, knp.Add, CustomScaleLayer)
 _OVER_CHANNELS = (L.LayerNormalization, L.RMSNormalization)
 _NORMALIZES = (*_OVER_CHANNELS, L.BatchNormalization, L.GroupNormalization, L.UnitNormalization, L.Normalization)
@@ -28,7 +29,7 @@ class Part:
         start, end: Numbers of the tensors.
         ends: (tensor at the end, tensor at the start), those of the (nested) model that holds the part.
         inside: Places of its calls in the model, without the sum, in order.
-        kinds: Their classes.
+        kinds: Their classes, without dropout.
         residual: Whether a sum with what is read at the start ends it.
     """
 
@@ -221,17 +222,26 @@ def plain_parts(wiring: Wiring) -> list[Part]:
     for at in range(len(wiring.calls)):
         if not wiring.has_kernel(at) or not wiring.keeps_shape(at):
             continue
-        inside = [at]
-        while (following := wiring.behind(inside[-1])) is not None:
+        inside, start = [at], wiring.read(at)[0]
+        while (following := wiring.behind(inside[-1])) is not None and not _is_last_dropout(
+            wiring, following, start[0]
+        ):
             inside.append(following)
-        if (part := _made(wiring, at, inside[-1], wiring.read(at)[0], inside)) is not None:
+        if (part := _made(wiring, at, inside[-1], start, inside)) is not None:
             found.append(part)
     return found
+
+
+def _is_last_dropout(wiring: Wiring, at: int, start: int) -> bool:
+    """Whether a call is a dropout that those before it have none like: it belongs to what follows."""
+    before = wiring.makers.get(start)
+    drops = isinstance(wiring.calls[at].operation, _DROPS)
+    return drops and (before is None or not isinstance(wiring.calls[before].operation, _DROPS))
 
 
 def _made(wiring: Wiring, at: int, last: int, start: tuple[int, Any], inside: list[int]) -> Part | None:
     end: Call = wiring.calls[last]
     ends = wiring.ends(end.node.outputs[0], start[1], last)
-    kinds = tuple(map(wiring.kind, inside))
+    kinds = tuple(wiring.kind(at) for at in inside if not isinstance(wiring.calls[at].operation, _DROPS))
     call, places = wiring.calls[at], tuple(inside)
     return None if ends is None else Part(call.name, start[0], end.outputs[0], ends, places, kinds, at not in places)

@@ -10,6 +10,7 @@ from distillation_oracles import data, mlp, softmax
 from keras import layers as L
 
 from kdopt.distillation import Agreement, agreement
+from kdopt.distillation.calibration import reliability
 
 
 def ece(p, labels, bins):
@@ -62,6 +63,19 @@ def test_the_formulas(activation, bins):
     assert abs(found.teacher_ece - found.student_ece) > 1e-3
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.samples = 1
+
+
+def test_a_bin_holds_its_upper_edge():
+    """Guo et al. 2017: the interval ((m - 1) / M, m / M]."""
+    found = reliability(np.array([0.5, 0.5, 0.75, 1.0]), np.array([True, False, True, True]), bins=2)
+    assert found.counts == (2, 2)
+    assert found.confidence == (0.5, 0.875)
+    assert found.accuracy == (0.5, 1.0)
+    assert found.ece == pytest.approx(0.5 * 0 + 0.5 * 0.125)
+    assert reliability(np.arange(1, 16) / 15, np.ones(15, bool)).counts == (1,) * 15
+    empty = reliability(np.array([0.9]), np.array([False]), bins=3)
+    assert (empty.counts, empty.accuracy) == ((0, 0, 1), (0.0, 0.0, 0.0))
+    assert empty.ece == pytest.approx(0.9)
 
 
 def test_a_net_agrees_with_itself():

@@ -148,6 +148,22 @@ def test_plain_nets():
     assert found(mobile) == [(True, ["dw1 + pw1", "dw2 + pw2"])]
 
 
+def test_a_dropout_goes_with_a_layer_if_those_before_it_have_one():
+    layers = [L.Dense(4, activation="relu", name=f"d{i}") for i in range(4)]
+    last = keras.Sequential([keras.Input((3,)), *layers, L.Dropout(0.5, name="drop"), L.Dense(2)])
+    assert found(last) == [(True, ["d1", "d2", "d3"])]
+    (stage,) = find_stages(last)
+    assert [layer.name for layer in without_blocks(last, [stage.blocks[2]]).layers[:4]] == ["d0", "d1", "d2", "drop"]
+    model = keras.Sequential([keras.Input((3,))])
+    for i in range(4):
+        model.add(L.Dense(4, name=f"e{i}"))
+        model.add(L.Dropout(0.5, name=f"drop{i}"))
+    model.add(L.Dense(2, name="last"))
+    (stage,) = find_stages(model)
+    short = without_blocks(model, [stage.blocks[2]])
+    assert [layer.name for layer in short.layers[4:]] == ["e2", "drop2", "last"]
+
+
 def test_of_open_sizes_only_layers_without_strides_keep_the_shape():
     x = keras.Input((None, None, 3))
     h = L.Conv2D(4, 3, padding="same", name="a")(x)
