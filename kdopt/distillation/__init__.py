@@ -1,5 +1,7 @@
 """Distillation: a small student learns from a trained teacher.
 
+make_student         a narrower, shallower net of the teacher's architecture
+agreement            how far a student follows its teacher: answers, probabilities, calibration, under corruption
 Distiller            a `keras.Model` that trains `student` against `teacher`
 MovingAverage        the student's own averaged weights as its teacher
 MutualLearning       students that teach each other
@@ -11,22 +13,27 @@ DistillationLoss     base class of losses on outputs; `losses.FeatureLoss` of th
 """
 
 from kdopt.distillation import losses
+from kdopt.distillation.agreement import Agreement, agreement
 from kdopt.distillation.chain import born_again, distill_chain
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets
 from kdopt.distillation.mutual import MutualLearning
 from kdopt.distillation.selftaught import DeepestExit, MovingAverage
+from kdopt.distillation.student import make_student
 
 __all__ = [
     "DISTILLATION_LOSSES",
+    "Agreement",
     "DeepestExit",
     "DistillationLoss",
     "Distiller",
     "MovingAverage",
     "MutualLearning",
     "SoftTargets",
+    "agreement",
     "born_again",
     "distill_chain",
     "losses",
+    "make_student",
 ]
