@@ -3,7 +3,7 @@
 make_student         a narrower, shallower net of the teacher's architecture
 agreement            how far a student follows its teacher: answers, probabilities, calibration, under corruption
 Distiller            a `keras.Model` that trains `student` against `teacher`
-MovingAverage        the student's own averaged weights as its teacher
+MeanTeacher        the student's own averaged weights as its teacher
 MutualLearning       students that teach each other
 distill_chain        teacher -> assistant -> student; born_again: the same net, generation by generation
 DeepestExit          one output of the student as the teacher of the others
@@ -19,7 +19,7 @@ from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets
 from kdopt.distillation.mutual import MutualLearning
-from kdopt.distillation.selftaught import DeepestExit, MovingAverage
+from kdopt.distillation.selftaught import DeepestExit, MeanTeacher
 from kdopt.distillation.student import make_student
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "DeepestExit",
     "DistillationLoss",
     "Distiller",
-    "MovingAverage",
+    "MeanTeacher",
     "MutualLearning",
     "SoftTargets",
     "agreement",

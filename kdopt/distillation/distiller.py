@@ -26,7 +26,7 @@ from kdopt.distillation.trackers import Trackers
 from kdopt.distillation.validation import check_from_logits, check_models, select_outputs
 
 AnyLoss = Any  # DistillationLoss, registered name, config, keras.distillation.DistillationLoss, or a function
-AnyTeacher = Any  # keras.Model, MovingAverage, DeepestExit, or a list of them
+AnyTeacher = Any  # keras.Model, MeanTeacher, DeepestExit, or a list of them
 
 
 @keras.saving.register_keras_serializable("kdopt")
@@ -48,7 +48,7 @@ class Distiller(keras.Model):
     Args:
         student: Built or unbuilt `keras.Model`; its variables are trained in place.
         teacher: Built (trained) `keras.Model` with the student's outputs; or a list of several; or one made of the
-            student: `MovingAverage()`, `DeepestExit()`.
+            student: `MeanTeacher()`, `DeepestExit()`.
         distillation_losses: List of `DistillationLoss`, registered names (`"soft_targets"`), loss objects of
             `keras.distillation`, or functions `(teacher_outputs, student_outputs) -> tensor`; or one of these. Defaults
             to `[SoftTargets(temperature=4.0)]`.
@@ -193,12 +193,8 @@ class Distiller(keras.Model):
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; the first batch is looked at for a teacher that gives NaN."""
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(FirstBatch(self._health, self._changing))
-        else:
-            given = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
-            callbacks = [FirstBatch(self._health, self._changing), *given]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        with FirstBatch(self._health, self._changing).among(callbacks, self) as every:
+            return super().fit(*args, callbacks=every, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

@@ -1,7 +1,7 @@
 """Teachers that are made of the student itself."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -37,11 +37,17 @@ class SelfTeacher:
         """Called in each training step after the student was updated."""
 
     def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
         return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The teacher that `get_config` described."""
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable("kdopt")
-class MovingAverage(SelfTeacher):
+class MeanTeacher(SelfTeacher):
     """The student's own weights, averaged over training, teach it.
 
         t <- decay * t + (1 - decay) * s       after every step, for every Variable that is a weight
@@ -53,7 +59,7 @@ class MovingAverage(SelfTeacher):
 
     Example:
     ```
-    Distiller(student=net, teacher=MovingAverage(0.99), distillation_losses=[SoftTargets(1.0)])
+    Distiller(student=net, teacher=MeanTeacher(0.99), distillation_losses=[SoftTargets(1.0)])
     ```
 
     Reference: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
@@ -65,7 +71,7 @@ class MovingAverage(SelfTeacher):
     def bind(self, student: keras.Model) -> None:
         if not student.built:
             raise ValueError(
-                f"MovingAverage copies the student, but {student.name!r} is not built. Give it an `Input`, or call it "
+                f"MeanTeacher copies the student, but {student.name!r} is not built. Give it an `Input`, or call it "
                 "on a batch first."
             )
         self.student, self.model = student, copy_model(student)
