@@ -2,6 +2,7 @@
 
 make_student         a narrower, shallower net of the teacher's architecture
 agreement            how far a student follows its teacher: answers, probabilities, calibration, under corruption
+recommend            which losses fit a teacher and a student, and why
 Distiller            a `keras.Model` that trains `student` against `teacher`
 MeanTeacher        the student's own averaged weights as its teacher
 MutualLearning       students that teach each other
@@ -19,6 +20,7 @@ from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets
 from kdopt.distillation.mutual import MutualLearning
+from kdopt.distillation.recommend import Recommendation, recommend
 from kdopt.distillation.selftaught import DeepestExit, MeanTeacher
 from kdopt.distillation.student import make_student
 
@@ -30,10 +32,12 @@ __all__ = [
     "Distiller",
     "MeanTeacher",
     "MutualLearning",
+    "Recommendation",
     "SoftTargets",
     "agreement",
     "born_again",
     "distill_chain",
     "losses",
     "make_student",
+    "recommend",
 ]
