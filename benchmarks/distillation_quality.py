@@ -10,7 +10,8 @@ the split of seed 100 and keeps what is best on its validation images, for keras
 0, 1, ... take these and read the test images once. `best` is the pair of losses that was best on the validation images.
 Every run adds a line to `--file`; runs that are there already are left out, so the same command resumes.
 
-fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to validate, 10,000 to test
+fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to
+                validate, 10,000 to test
 cifar10         the same nets, mirrored CIFAR-10 images (JPEG) of `--data-dir`: 8,500, 1,500, 5,000
 digits          DS-CNN of widths 48 and 16, log-mel spectra of spoken digits of `--data-dir`: 2,400, 300, 300
 sequence        transformers of 4 layers, 64 wide, and of 2, 32 wide: first to appear twice in a sequence of 24 letters
