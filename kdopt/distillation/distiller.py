@@ -169,6 +169,7 @@ class Distiller(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         with self.one_step():
+            self._ask_teachers(data, training=True)
             logs = super().train_step(data)
         for teacher in self._teachers:
             if isinstance(teacher, SelfTeacher):
@@ -177,7 +178,19 @@ class Distiller(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         with self.one_step():
+            self._ask_teachers(data, training=False)
             return super().test_step(data)
+
+    def _ask_teachers(self, data: Any, training: bool) -> None:
+        """Runs teachers that need not wait for the student before the tape begins, which would hold their tensors."""
+        step = running(self)
+        if step is None or not self._knowledge.built or not self._trackers.soft:
+            return
+        x, said = split(keras.utils.unpack_x_y_sample_weight(data)[0])
+        batch = Batch(x, said, Observation(None, Recording()), None, None, training)
+        for number, teacher in enumerate(self._teachers):
+            if not teacher.waits:
+                step.taught[number] = self._observation(number, batch)
 
     def one_step(self) -> AbstractContextManager[None]:
         """In a training loop of your own: holds the student's inner tensors from the call to `compute_loss`.
@@ -231,8 +244,10 @@ class Distiller(keras.Model):
         return self._compile_loss(y, y_pred, sample_weight)
 
     def _soft_losses(self, batch: Batch) -> list[Any]:
-        taps = self._knowledge.teacher_taps
-        taught = [one.observe(batch.x, taps(k), batch.student, batch) for k, one in enumerate(self._teachers)]
+        step = running(self)
+        asked = {} if step is None else step.taught
+        numbers = range(len(self._teachers))
+        taught = [asked[k] if k in asked else self._observation(k, batch) for k in numbers]
         pairs = [self._pairs(k, batch.student.outputs, said.outputs) for k, said in enumerate(taught)]
         for health, own in zip(self._health, pairs, strict=True):
             health.count(own, self.from_logits)
@@ -240,6 +255,9 @@ class Distiller(keras.Model):
         if weights == "confidence":
             weights = self._confidence(pairs, batch, taught)
         return self._knowledge.values(pairs, taught, batch, weights)
+
+    def _observation(self, teacher: int, batch: Batch) -> Observation:
+        return self._teachers[teacher].observe(batch.x, self._knowledge.teacher_taps(teacher), batch.student, batch)
 
     def _confidence(self, pairs: list[list[OutputPair]], batch: Batch, taught: list[Observation]) -> Any:
         labels = labels_of(batch.labels, pairs[0][0], len(pairs[0]))

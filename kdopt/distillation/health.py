@@ -83,6 +83,7 @@ class FirstBatch(keras.callbacks.Callback):
         super().__init__()
         self._parts, self._variables = list(parts), variables
         self._before: list[tuple[keras.Variable, Any]] | None = None
+        self._known = True
 
     @contextmanager
     def among(self, callbacks: Any, model: keras.Model) -> Iterator[Any]:
@@ -102,7 +103,8 @@ class FirstBatch(keras.callbacks.Callback):
         for part in self._parts:
             part.reset()
         optimizer = self.model.optimizer
-        if optimizer is not None and not optimizer.built:  # else what it keeps would not be known before
+        self._known = self.model.built  # else it is built by the first batch, and there is nothing to go back to
+        if self._known and optimizer is not None and not optimizer.built:
             with self.model.distribute_strategy.scope():
                 optimizer.build(self.model.trainable_variables)
         self._before = [(variable, ops.convert_to_numpy(variable)) for variable in self._variables()]
@@ -112,7 +114,7 @@ class FirstBatch(keras.callbacks.Callback):
             return
         try:
             for part in self._parts:
-                part.check(" The student is as it was before.")
+                part.check(" The student is as it was before." if self._known else "")
                 part.warn()
         except ValueError:
             for variable, value in self._before:

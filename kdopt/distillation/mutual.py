@@ -30,6 +30,8 @@ class Peer(ModelTeacher):
         place: Its number among the students.
     """
 
+    waits = True
+
     def __init__(self, model: keras.Model, place: int) -> None:
         super().__init__(model)
         self.place = place

@@ -19,6 +19,7 @@ class SelfTeacher:
     """A teacher that the Distiller makes of its student; `bind` is called with it once."""
 
     model: keras.Model
+    waits = False
 
     def bind(self, student: keras.Model) -> None:
         """Takes the built student."""
@@ -118,6 +119,8 @@ class DeepestExit(SelfTeacher):
 
     Reference: Zhang et al., "Be Your Own Teacher", ICCV 2019, equations 4 and 5.
     """
+
+    waits = True
 
     def __init__(self, output: int | str = -1) -> None:
         self.output = output

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _local = threading.local()  # each replica of tf.distribute runs in a thread of its own
@@ -16,10 +16,12 @@ class Step:
     Attributes:
         owner: The Distiller.
         student: The `Observation` of what its student made (of several students, a list); `None` before the call.
+        taught: Number of a teacher -> what it says of the batch, if it was asked before the student.
     """
 
     owner: Any
     student: Any = None
+    taught: dict[int, Any] = field(default_factory=dict)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Teacher(Protocol):
     """Something that says of each batch what the student should learn."""
 
     model: keras.Model
+    waits: bool  # whether it needs what the student made of the batch
 
     def kinds(self) -> list[str | None] | None:
         """The last activation of each output, as `output_activations`."""
@@ -60,6 +61,8 @@ class ModelTeacher:
         model: Built `keras.Model`.
         preprocessing: Function of the student's batch that gives the teacher's. Defaults to `None`: the same batch.
     """
+
+    waits = False
 
     def __init__(self, model: keras.Model, preprocessing: Preprocessing | None = None) -> None:
         self.model, self.preprocessing = model, preprocessing
