@@ -74,11 +74,12 @@ class Term:
                 arguments: tuple[Any, ...] = (*pair.logits(activation), activation)
             else:
                 arguments = pair.raw()
-            extra = {}
+            extra, mask = {}, getattr(pair.student, "_keras_mask", None)
             if self.loss.uses_labels:
                 extra["labels"] = labels_of(batch.labels, pair, len(pairs), classes=self.loss.reads_logits)
+            if self.loss.uses_mask:
+                extra["mask"] = mask
             values = self.loss.compute_loss(*arguments, **extra)
-            mask = getattr(pair.student, "_keras_mask", None)
             if mask is not None and len(mask.shape) > len(values.shape):
                 raise ValueError(
                     f"{type(self.loss).__name__} gives one value a sample and cannot leave masked positions out; "
