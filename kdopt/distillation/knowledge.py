@@ -1,5 +1,6 @@
 """What is to be learned: the losses, bound to the tensors of both models that they look at."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -218,6 +219,12 @@ def labels_of(labels: Any, pair: OutputPair, outputs: int, classes: bool = True)
         raise ValueError(f"The data holds {len(flat)} label tensors for {outputs} outputs; give one for each.")
     own = ops.convert_to_tensor(flat[pair.index])
     if not classes:
+        wanted = pair.student.shape
+        if None not in (*own.shape[1:], *wanted[1:]) and math.prod(own.shape[1:]) != math.prod(wanted[1:]):
+            raise ValueError(
+                f"Output {pair.name!r} has shape {tuple(wanted)}, but its labels have shape {tuple(own.shape)}; this "
+                "loss compares them number by number."
+            )
         return ops.reshape(ops.cast(own, "float32"), ops.shape(pair.student))
     if len(own.shape) == len(pair.student.shape):
         return ops.cast(ops.squeeze(own, -1) if own.shape[-1] == 1 else ops.argmax(own, axis=-1), "int32")
