@@ -46,12 +46,20 @@ class Recorded:
         output: What it returned.
         attention: What it compared, if it is a `MultiHeadAttention` or `GroupQueryAttention`.
         noted: Whether the model said so itself, by `note`.
+        mask: Keras's mask of the output. `MultiHeadAttention` takes it off the tensors it reads; when the recording
+            ends it is on the output again.
     """
 
     operation: Any
     output: Any
     attention: Attention | None = None
     noted: bool = False
+    mask: Tensor | None = None
+
+    def restore_mask(self) -> None:
+        """Puts the mask on the output, where it is no more."""
+        if self.mask is not None and getattr(self.output, "_keras_mask", None) is None:
+            self.output._keras_mask = self.mask
 
 
 @dataclass
@@ -77,6 +85,11 @@ class Recording:
     def add(self, operation: Any, output: Any) -> None:
         if self.keeps(operation):
             self.calls.append(Recorded(operation, output, self._attention.pop(id(operation), None)))
+
+    def masked(self, operation: Any, mask: Any) -> None:
+        own = self.of(operation)
+        if own and not keras.tree.is_nested(own[-1].output):
+            own[-1].mask = mask
 
     def compared(self, operation: Any, attention: Attention) -> None:
         if self.keeps(operation):
@@ -111,6 +124,8 @@ def recording(operations: Iterable[Any]) -> Iterator[Recording]:
         _stack().remove(made)
         for operation in watched:
             _uninstall(operation)
+        for call in made.calls:
+            call.restore_mask()
 
 
 def note(operation: Any, output: Any, again: bool = False) -> None:
@@ -188,6 +203,8 @@ def _uninstall(operation: Any) -> None:
 def _replace(operation: Any) -> Callable[[], None]:
     """Puts recording methods on the instance; returns what takes them off."""
     methods = {"call": _recording_call(operation)}
+    if isinstance(operation, keras.layers.Layer):
+        methods["compute_mask"] = _recording_mask(operation)
     if isinstance(operation, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention):
         methods["_compute_attention"] = _recording_attention(operation)
     before = {name: vars(operation).get(name) for name in methods}
@@ -214,6 +231,19 @@ def _recording_call(operation: Any) -> Callable[..., Any]:
         return output
 
     return call
+
+
+def _recording_mask(operation: Any) -> Callable[..., Any]:
+    original = operation.compute_mask
+
+    @functools.wraps(original)
+    def compute_mask(*args: Any, **kwargs: Any) -> Any:
+        mask = original(*args, **kwargs)
+        for made in _stack():
+            made.masked(operation, mask)
+        return mask
+
+    return compute_mask
 
 
 def _recording_attention(operation: Any) -> Callable[..., Any]:

@@ -216,7 +216,8 @@ class Distiller(keras.Model):
         x, said = split(x)
         size = ops.shape(keras.tree.flatten(x)[0])[0]
         parts = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        updates = 0 if self.optimizer is None else self.optimizer.iterations
+        optimizer = getattr(self, "optimizer", None)  # without `compile` there is none
+        updates = 0 if optimizer is None else optimizer.iterations
         with at_step(updates):
             hard_weight = now(self.student_loss_weight)
             if self._trackers.student is not None:

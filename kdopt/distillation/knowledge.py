@@ -1,5 +1,6 @@
 """What is to be learned: the losses, bound to the tensors of both models that they look at."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,11 +77,12 @@ class Term:
                 arguments: tuple[Any, ...] = (*pair.logits(activation), activation)
             else:
                 arguments = pair.raw()
-            extra = {}
+            extra, mask = {}, getattr(pair.student, "_keras_mask", None)
             if self.loss.uses_labels:
                 extra["labels"] = labels_of(batch.labels, pair, len(pairs), classes=self.loss.reads_logits)
+            if self.loss.uses_mask:
+                extra["mask"] = mask
             values = self.loss.compute_loss(*arguments, **extra)
-            mask = getattr(pair.student, "_keras_mask", None)
             if mask is not None and len(mask.shape) > len(values.shape):
                 raise ValueError(
                     f"{type(self.loss).__name__} gives one value a sample and cannot leave masked positions out; "
@@ -219,6 +221,12 @@ def labels_of(labels: Any, pair: OutputPair, outputs: int, classes: bool = True)
         raise ValueError(f"The data holds {len(flat)} label tensors for {outputs} outputs; give one for each.")
     own = ops.convert_to_tensor(flat[pair.index])
     if not classes:
+        wanted = pair.student.shape
+        if None not in (*own.shape[1:], *wanted[1:]) and math.prod(own.shape[1:]) != math.prod(wanted[1:]):
+            raise ValueError(
+                f"Output {pair.name!r} has shape {tuple(wanted)}, but its labels have shape {tuple(own.shape)}; this "
+                "loss compares them number by number."
+            )
         return ops.reshape(ops.cast(own, "float32"), ops.shape(pair.student))
     if len(own.shape) == len(pair.student.shape):
         return ops.cast(ops.squeeze(own, -1) if own.shape[-1] == 1 else ops.argmax(own, axis=-1), "int32")

@@ -4,12 +4,13 @@ import math
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 Shape = tuple[int | None, ...]
 
 
-def align(teacher: Any, student: Any) -> tuple[Any, Any]:
+def align(teacher: Any, student: Any, teacher_mask: Any = None, student_mask: Any = None) -> tuple[Any, Any]:
     """Two features brought to the same positions; the channels stay as they are.
 
     The larger map is averaged down to the smaller where the sizes divide, and resized bilinearly where they do not; a
@@ -19,10 +20,13 @@ def align(teacher: Any, student: Any) -> tuple[Any, Any]:
     Args:
         teacher, student: Tensors of shape (batch, channels), (batch, length, channels) or (batch, height, width,
             channels).
+        teacher_mask, student_mask: Of sequences, shape (batch, length): positions that are False take no part in an
+            average. Defaults to `None`.
 
     Returns: (teacher, student), each of shape (batch, positions ..., own channels), with the same positions.
     """
-    teacher, student = _same_rank(teacher, student)
+    rank = min(len(teacher.shape), len(student.shape))
+    teacher, student = _to_rank(teacher, rank, teacher_mask), _to_rank(student, rank, student_mask)
     sizes = list(zip(teacher.shape[1:-1], student.shape[1:-1], strict=True))
     if all(a == b and a is not None for a, b in sizes):
         return teacher, student
@@ -37,17 +41,17 @@ def resize(features: Any, sizes: Any) -> Any:
 
     Args:
         features: Shape (batch, length, channels) or (batch, height, width, channels), float.
-        sizes: One integer for each axis of positions, or scalar tensors.
+        sizes: One integer for each axis of positions, or scalar tensors, which are always interpolated.
     """
-    old = features.shape[1:-1]
-    if tuple(old) == tuple(sizes):
+    old, fixed = features.shape[1:-1], all(isinstance(size, int) for size in sizes)
+    if fixed and tuple(old) == tuple(sizes):
         return features
-    if all(isinstance(new, int) and was and was % new == 0 for was, new in zip(old, sizes, strict=True)):
+    if fixed and all(was and was % new == 0 for was, new in zip(old, sizes, strict=True)):
         return _averaged(features, sizes)
+    # Of TensorFlow: `keras.ops.image.resize` takes no tensors for sizes.
     if len(old) == 1:
-        image = ops.image.resize(ops.expand_dims(features, 2), (sizes[0], 1), interpolation="bilinear")
-        return ops.squeeze(image, 2)
-    return ops.image.resize(features, tuple(sizes), interpolation="bilinear")
+        return ops.squeeze(tf.image.resize(ops.expand_dims(features, 2), ops.stack([sizes[0], 1])), 2)
+    return tf.image.resize(features, ops.stack(list(sizes)))
 
 
 def channels_of(shape: Shape, role: str, name: str) -> int:
@@ -73,14 +77,12 @@ def _averaged(features: Any, sizes: Any) -> Any:
     return ops.mean(pooled, axis=tuple(range(2, 2 + 2 * len(sizes), 2)))
 
 
-def _same_rank(teacher: Any, student: Any) -> tuple[Any, Any]:
-    rank = min(len(teacher.shape), len(student.shape))
-    return _to_rank(teacher, rank), _to_rank(student, rank)
-
-
-def _to_rank(features: Any, rank: int) -> Any:
+def _to_rank(features: Any, rank: int, mask: Any) -> Any:
     if len(features.shape) == rank:
         return features
+    if rank == 2 and mask is not None and len(features.shape) == 3:
+        seen = ops.cast(mask, features.dtype)[..., None]
+        return ops.sum(features * seen, axis=1) / ops.maximum(ops.sum(seen, axis=1), 1.0)
     if rank == 2:
         return ops.mean(features, axis=tuple(range(1, len(features.shape) - 1)))
     positions = features.shape[1:-1]

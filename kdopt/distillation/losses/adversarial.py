@@ -27,24 +27,33 @@ class Game:
         self.metric = keras.metrics.Mean(name=f"{name}_discriminator_loss")
         optimizer.build(discriminator.trainable_variables)
 
-    def play(self, teacher: Any, student: Any, training: bool) -> Any:
+    def play(self, teacher: Any, student: Any, training: bool, mask: Any = None) -> Any:
         """Trains the discriminator on both, then says how well the student is told apart.
 
             discriminator: softplus(-D(t)) + softplus(D(s));        student: softplus(-D(s))
 
+        Args:
+            teacher, student: Shape (batch, ...).
+            training: Whether it trains; else it is only measured.
+            mask: Shape (batch,), rows that are False teach it nothing; or None.
+
         Returns: shape (batch,), the student's loss.
         """
-        if training:
-            self._learn(ops.stop_gradient(teacher), ops.stop_gradient(student))
+        fixed = ops.stop_gradient(teacher), ops.stop_gradient(student)
+        wrong = self._learn(*fixed, mask) if training else self._wrong(*fixed, False)
+        self.metric.update_state(wrong, sample_weight=mask)
         return ops.softplus(-self._judge(student, False))
 
-    def _learn(self, teacher: Any, student: Any) -> None:
+    def _learn(self, teacher: Any, student: Any, mask: Any) -> Any:
         variables = self.discriminator.trainable_variables
         with tf.GradientTape() as tape:
-            wrong = ops.softplus(-self._judge(teacher, True)) + ops.softplus(self._judge(student, True))
-            loss = reduced(wrong)
+            wrong = self._wrong(teacher, student, True)
+            loss = reduced(wrong, mask=mask)
         self.optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
-        self.metric.update_state(wrong)
+        return wrong
+
+    def _wrong(self, teacher: Any, student: Any, training: bool) -> Any:
+        return ops.softplus(-self._judge(teacher, training)) + ops.softplus(self._judge(student, training))
 
     def _judge(self, values: Any, training: bool) -> Any:
         kwargs = {"training": training} if self.discriminator._call_has_training_arg else {}
@@ -197,6 +206,8 @@ class AdversarialLogits(DistillationLoss):
     Conditional Adversarial Networks", 2017, equation 3.
     """
 
+    uses_mask = True
+
     def __init__(self, *, discriminator: Any = "auto", optimizer: Any = "adam", **options: Any) -> None:
         super().__init__(**options)
         self.discriminator, self.optimizer = check_discriminator(discriminator), check_optimizer(optimizer)
@@ -218,13 +229,14 @@ class AdversarialLogits(DistillationLoss):
     def metrics(self) -> list[keras.metrics.Metric]:
         return [] if self._game is None else [self._game.metric]
 
-    def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax") -> Any:
+    def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax", mask: Any = None) -> Any:
         """Shape (batch, ...)."""
         if self._game is None:
             self.build_for([student.shape[-1]])
         assert self._game is not None
         t, s = (ops.reshape(values, (-1, values.shape[-1])) for values in (teacher, student))
-        return ops.reshape(self._game.play(t, s, self.training), ops.shape(student)[:-1])
+        rows = None if mask is None else ops.reshape(mask, (-1,))
+        return ops.reshape(self._game.play(t, s, self.training, rows), ops.shape(student)[:-1])
 
     def get_config(self) -> dict[str, Any]:
         return {**_config(self), **super().get_config()}

@@ -11,6 +11,7 @@ from kdopt.distillation.losses.hint import unit
 from kdopt.distillation.taps import Taps
 
 _TINY = 1e-12
+_LEAST = 1e-30  # of a squared length: energies are squares themselves
 
 
 def attention(features: Any, power: float = 2.0) -> Any:
@@ -68,7 +69,7 @@ class AttentionTransfer(FeatureLoss):
         """Shape (batch,)."""
         theirs, ours = attention(teacher, self.power), attention(student, self.power)
         if self.distance == "mse":
-            return ops.sum(ops.square(unit(theirs) - unit(ours)), axis=-1)
+            return ops.sum(ops.square(unit(theirs, least=_LEAST) - unit(ours, least=_LEAST)), axis=-1)
         log_p, log_q = _log_shares(theirs), _log_shares(ours)
         return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
 

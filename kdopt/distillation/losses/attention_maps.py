@@ -154,7 +154,7 @@ def visible(found: Attention, scores: Any, itself: bool) -> Any:
     seen = ops.ones_like(scores[:, :1])
     if found.mask is not None:
         mask = ops.cast(found.mask, "float32")
-        mask = mask[:, None] if len(mask.shape) == 3 else mask
+        mask = {2: mask[None, None], 3: mask[:, None]}.get(len(mask.shape), mask)
         seen = seen * ops.max(mask, axis=-2, keepdims=True) if itself else seen * mask
         if itself:
             seen = seen * ops.transpose(ops.max(mask, axis=-2, keepdims=True), (0, 1, 3, 2))

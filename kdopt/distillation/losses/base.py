@@ -31,7 +31,9 @@ class DistillationLoss:
         activations: Which of `"softmax"` and `"sigmoid"` it is defined for.
         reads_logits: Whether `compute_loss` gets class logits; if False, the outputs as the models give them.
         uses_labels: Whether `compute_loss` takes `labels=`: class numbers of shape (batch, ...) as int32, or None where
-            the data holds none; if it does not read logits, the labels as `fit` gives them.
+            the data holds none; if it does not read logits, the labels as `fit` gives them. An instance may need none.
+        uses_mask: Whether `compute_loss` takes `mask=`: shape (batch, ...), False at padded positions, or None. The
+            Distiller leaves their values out in any case; it is for losses that relate positions to each other.
         within_batch: Whether a sample's value depends on the others of its batch (of its replica, under
             `tf.distribute`).
 
@@ -49,7 +51,8 @@ class DistillationLoss:
     on_outputs: ClassVar[bool] = True
     activations: ClassVar[tuple[str, ...]] = ACTIVATIONS
     reads_logits: ClassVar[bool] = True
-    uses_labels: ClassVar[bool] = False
+    uses_labels: bool = False
+    uses_mask: ClassVar[bool] = False
     within_batch: ClassVar[bool] = False
 
     def __init__(
@@ -78,7 +81,7 @@ class DistillationLoss:
             student: Class logits of the student, the same shape.
             arguments: `activation`, `"softmax"` or `"sigmoid"`: how these logits become probabilities; nothing if
                 the class does not read logits.
-            options: `labels`, if the class uses them.
+            options: `labels` and `mask`, if the class uses them.
 
         Returns: float32, shape (batch, ...): one value per sample (per position for sequences and images), never
             reduced over the batch: the Distiller weights and averages it as Keras does the hard loss.

@@ -86,6 +86,7 @@ class DecoupledKD(TemperedLoss):
         self.alpha = check_scheduled("alpha", alpha, check_positive, zero=True)
         self.beta = check_scheduled("beta", beta, check_positive, zero=True)
         self.target = check_one_of("target", target, ("label", "teacher"))
+        self.uses_labels = self.target == "label"
 
     def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax", labels: Any = None) -> Any:
         """Shape (batch, ...); `labels` are integers of this shape."""

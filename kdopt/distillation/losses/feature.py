@@ -98,21 +98,21 @@ class FeatureLoss(DistillationLoss):
     def prepared(self, place: int, teacher: Any, student: Any) -> tuple[Any, Any]:
         """Two features in float32, at the same positions and with the same channels where the class asks for it.
 
-        Both are zero at the positions that the student masks.
+        Both are zero at the positions that the student masks; where positions need not be equal, each at those of its
+        own mask. What is averaged over positions leaves masked ones out.
         """
-        mask = getattr(student, "_keras_mask", None)
+        masks = [getattr(values, "_keras_mask", None) for values in (teacher, student)]
         teacher, student = ops.stop_gradient(ops.cast(teacher, "float32")), ops.cast(student, "float32")
         layer = self._projectors[place]
         own = not isinstance(self.projector, str | None)
         if own and layer is not None:
             student = ops.cast(layer(student, **self._mode_of(layer)), "float32")
         if self.matches_positions:
-            teacher, student = align(teacher, student)
+            teacher, student = align(teacher, student, *masks)
+            masks[0] = masks[1]
         if not own and layer is not None:
             student = layer(student, **self._mode_of(layer))
-        if mask is not None and len(student.shape) == 3 and mask.shape[1] == student.shape[1]:
-            seen = ops.cast(mask, "float32")[..., None]
-            teacher, student = teacher * seen, student * seen
+        teacher, student = (_seen(values, mask) for values, mask in zip((teacher, student), masks, strict=True))
         if self.matches_channels and own and teacher.shape[-1] != student.shape[-1]:
             raise ValueError(
                 f"{type(self).__name__}: the projector gives {student.shape[-1]} channels, the teacher has "
@@ -173,6 +173,13 @@ class FeatureLoss(DistillationLoss):
         elif isinstance(self.projector, list):
             config["projector"] = [keras.saving.serialize_keras_object(layer) for layer in self.projector]
         return config
+
+
+def _seen(values: Any, mask: Any) -> Any:
+    """A sequence with zeros where it is masked."""
+    if mask is None or len(values.shape) != 3 or mask.shape[1] != values.shape[1]:
+        return values
+    return values * ops.cast(mask, "float32")[..., None]
 
 
 def _checked_projector(given: Any) -> Any:

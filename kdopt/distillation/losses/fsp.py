@@ -58,8 +58,6 @@ def flow(first: Any, second: Any) -> Any:
 
     Returns: shape (batch, channels of the first, channels of the second).
     """
-    if first.shape[1:-1] != second.shape[1:-1]:
-        known = None not in second.shape[1:-1]
-        first = resize(first, second.shape[1:-1] if known else ops.shape(second)[1:-1])
+    first = resize(first, ops.shape(second)[1:-1])
     a, b = (ops.reshape(values, (ops.shape(values)[0], -1, values.shape[-1])) for values in (first, second))
     return ops.matmul(ops.transpose(a, (0, 2, 1)), b) / ops.cast(ops.shape(a)[1], "float32")

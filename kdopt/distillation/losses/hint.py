@@ -47,6 +47,15 @@ class CosineFeature(FeatureLoss):
         return 1.0 - ops.sum(unit(teacher) * unit(student), axis=-1)
 
 
-def unit(values: Any, axis: Any = -1) -> Any:
-    """Vectors of length 1 along an axis; zeros stay zeros, with a gradient of zero."""
-    return values * ops.rsqrt(ops.maximum(ops.sum(ops.square(values), axis=axis, keepdims=True), _EPSILON))
+def unit(values: Any, axis: Any = -1, least: Any = _EPSILON) -> Any:
+    """Vectors of length 1 along an axis; zeros stay zeros, with a gradient of zero.
+
+    Args:
+        values: Any shape.
+        axis: One axis or several, of a vector.
+        least: Squared length up to which a vector counts as zero; broadcastable, 1 along `axis`.
+    """
+    squares = ops.sum(ops.square(values), axis=axis, keepdims=True)
+    known = squares > least
+    # Scaled up instead, a dead channel or position would pass a gradient of a million on.
+    return values * ops.where(known, ops.rsqrt(ops.where(known, squares, 1.0)), 0.0)

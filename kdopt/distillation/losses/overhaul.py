@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from kdopt.core.validation import check_one_of
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.losses.feature import FeatureLoss
-from kdopt.distillation.projectors import channels_of
 from kdopt.distillation.taps import Tapped, Taps
 
 
@@ -48,11 +46,11 @@ class OverhaulFeature(FeatureLoss):
         elif isinstance(margin, bool) or not (isinstance(margin, int | float) and -math.inf < margin <= 0):
             raise ValueError(f"`margin` must be 'batch_norm' or a number <= 0; got {margin!r}.")
         self.margin = margin
-        self._margins: list[Any] = []
+        self._normalizations: list[Any] = []
 
     def build(self, teacher: Sequence[Tapped], student: Sequence[Tapped]) -> None:
         super().build(teacher, student)
-        self._margins = [self._margin_of(tapped) for tapped in teacher]
+        self._normalizations = [self._normalization_of(tapped) for tapped in teacher]
 
     def make_projector(self, channels: int, name: str) -> keras.layers.Layer:
         linear = keras.layers.Dense(channels, use_bias=False, dtype="float32")
@@ -62,22 +60,26 @@ class OverhaulFeature(FeatureLoss):
         values = []
         for place, (theirs, ours) in enumerate(zip(teacher, student, strict=True)):
             t, s = self.prepared(place, theirs.output, ours.output)
-            values.append(partial_distance(ops.maximum(t, self._margins[place]), s))
+            values.append(partial_distance(ops.maximum(t, self._margin_of(place)), s))
         return values
 
-    def _margin_of(self, tapped: Tapped) -> Any:
-        if not isinstance(self.margin, str):
-            return np.full(channels_of(tapped.shape, "teacher", tapped.name), self.margin, "float32")
+    def _normalization_of(self, tapped: Tapped) -> Any:
         layer = tapped.operation
-        if not isinstance(layer, keras.layers.BatchNormalization):
+        if isinstance(self.margin, str) and not isinstance(layer, keras.layers.BatchNormalization):
             raise ValueError(
                 f"OverhaulFeature reads the margin from a BatchNormalization, but {tapped.name!r} of the teacher is "
                 f"{type(layer).__name__}. Tap the BatchNormalization before the ReLU, or give a number: `margin=-0.1`."
             )
-        size = layer.moving_variance.shape[0]
-        gamma = np.ones(size) if layer.gamma is None else ops.convert_to_numpy(layer.gamma)
-        beta = np.zeros(size) if layer.beta is None else ops.convert_to_numpy(layer.beta)
-        return negative_mean(beta, np.abs(gamma)).astype("float32")
+        return layer
+
+    def _margin_of(self, place: int) -> Any:
+        """One for each channel, or for all. Read in each step: a loaded teacher gets its weights after `build`."""
+        if not isinstance(self.margin, str):
+            return float(self.margin)
+        layer = self._normalizations[place]
+        beta = 0.0 * layer.moving_mean if layer.beta is None else layer.beta
+        gamma = 1.0 + 0.0 * beta if layer.gamma is None else layer.gamma
+        return ops.stop_gradient(negative_mean(ops.cast(beta, "float32"), ops.abs(ops.cast(gamma, "float32"))))
 
     def get_config(self) -> dict[str, Any]:
         return {"margin": self.margin, **super().get_config()}
@@ -93,9 +95,14 @@ def negative_mean(mean: Any, deviation: Any) -> Any:
     """E[x | x < 0] of Gaussians: mean - deviation * pdf(a) / cdf(a), a = -mean / deviation.
 
     Where x < 0 has a probability below 0.001 it is -3 deviations, as in the authors' code.
+
+    Args:
+        mean, deviation: Shape (channels,), float32; deviations >= 0.
+
+    Returns: shape (channels,).
     """
-    deviation = np.maximum(np.asarray(deviation, "float64"), 1e-12)
-    a = -np.asarray(mean, "float64") / deviation
-    cdf = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in a])
-    pdf = np.exp(-np.square(a) / 2) / math.sqrt(2 * math.pi)
-    return np.where(cdf > 1e-3, mean - deviation * pdf / np.maximum(cdf, 1e-12), -3 * deviation)
+    deviation = ops.maximum(deviation, 1e-12)
+    a = ops.clip(-mean / deviation, -10.0, 10.0)  # beyond, the density is 0 and its share as well
+    cdf = 0.5 * (1.0 + ops.erf(a / math.sqrt(2)))
+    pdf = ops.exp(-ops.square(a) / 2) / math.sqrt(2 * math.pi)
+    return ops.where(cdf > 1e-3, mean - deviation * pdf / ops.maximum(cdf, 1e-3), -3.0 * deviation)

@@ -46,6 +46,7 @@ class Regression(DistillationLoss):
         super().__init__(output=output, name=name)
         self.distance = check_one_of("distance", distance, tuple(_DISTANCES))
         self.margin = None if margin is None else check_positive("margin", margin, zero=True)
+        self.uses_labels = self.margin is not None
 
     def compute_loss(self, teacher: Any, student: Any, labels: Any = None) -> Any:
         """Shape (batch, ...); all arguments have shape (batch, ..., units)."""

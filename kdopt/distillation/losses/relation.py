@@ -44,6 +44,7 @@ def rows(values: Any) -> Any:
 
 def squared_distances(values: Any) -> Any:
     """|x_i - x_j|^2 of all pairs of rows, shape (batch, batch), exactly 0 on the diagonal."""
+    values = values - ops.mean(values, axis=0, keepdims=True)  # an offset that all share would cost the digits
     products = ops.matmul(values, ops.transpose(values))
     squares = ops.sum(ops.square(values), axis=-1)
     apart = ops.maximum(squares[:, None] + squares[None, :] - 2.0 * products, 0.0)

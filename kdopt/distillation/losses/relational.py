@@ -8,6 +8,8 @@ from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.losses.hint import unit
 from kdopt.distillation.losses.relation import RelationLoss, huber, not_itself, squared_distances
 
+_RESOLUTION = 1e-12  # squared length of an edge over those of its ends
+
 
 def relative_distances(values: Any) -> Any:
     """Distances between rows over their mean: |x_i - x_j| / mu, mu over all pairs i != j.
@@ -24,8 +26,16 @@ def relative_distances(values: Any) -> Any:
 
 
 def angles(values: Any) -> Any:
-    """cos of the angle at j between i and k, for all triples: shape (batch j, batch i, batch k)."""
-    edges = unit(values[None, :, :] - values[:, None, :])
+    """cos of the angle at j between i and k, for all triples: shape (batch j, batch i, batch k).
+
+    0 where two of the three rows are equal, or differ by no more than float32 resolves.
+
+    Args:
+        values: Shape (batch, features).
+    """
+    squares = ops.sum(ops.square(values), axis=-1)
+    least = _RESOLUTION * (squares[None, :] + squares[:, None])
+    edges = unit(values[None, :, :] - values[:, None, :], least=least[..., None])
     return ops.matmul(edges, ops.transpose(edges, (0, 2, 1)))
 
 

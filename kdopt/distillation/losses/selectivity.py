@@ -60,7 +60,9 @@ class NST(FeatureLoss):
         if self.kernel == "polynomial":
             products = ops.square(products)
         elif self.kernel == "gaussian":
-            products = ops.exp((products - 1.0) / self.sigma**2)  # |x - y|^2 = 2 - 2 x . y
+            lengths = [ops.sum(ops.square(values), axis=-1) for values in (one, other)]  # 1, or 0 of a silent channel
+            apart = lengths[0][:, :, None] + lengths[1][:, None, :] - 2.0 * products
+            products = ops.exp(-apart / (2.0 * self.sigma**2))
         return ops.mean(products, axis=(1, 2))
 
     def get_config(self) -> dict[str, Any]:

@@ -10,24 +10,39 @@ from kdopt.distillation.losses.logits import soft_targets
 from kdopt.distillation.losses.tempered import TemperedLoss
 from kdopt.distillation.scheduled import Scheduled, now
 
-_EPSILON = 1e-7
+_RESOLUTION = 1e-12  # variance over mean square up to which float32 cannot tell values from a constant
+_TINY = 1e-35
 
 
 def standardized(logits: Any) -> Any:
-    """z-scores over the last axis: (z - mean) / (standard deviation + 1e-7)."""
-    mean = ops.mean(logits, axis=-1, keepdims=True)
-    return (logits - mean) / (ops.sqrt(ops.var(logits, axis=-1, keepdims=True) + _EPSILON**2) + _EPSILON)
+    """z-scores over the last axis: (z - mean) / standard deviation; 0 where the logits are all alike."""
+    return _scaled(logits, -1, None)
 
 
-def correlation(one: Any, other: Any, axis: int = -1) -> Any:
-    """Pearson's correlation along an axis, in [-1, 1]; 0 where one of both is constant."""
-    a = one - ops.mean(one, axis=axis, keepdims=True)
-    b = other - ops.mean(other, axis=axis, keepdims=True)
-    return ops.sum(_unit(a, axis) * _unit(b, axis), axis=axis)
+def correlation(one: Any, other: Any, axis: int = -1, weight: Any = None) -> Any:
+    """Pearson's correlation along an axis, in [-1, 1]; 0 where one of both is constant.
+
+    Args:
+        one, other: Floats of one shape.
+        axis: Integer. Defaults to `-1`.
+        weight: What each value counts, broadcastable to them; or None.
+    """
+    return ops.squeeze(_mean(_scaled(one, axis, weight) * _scaled(other, axis, weight), axis, weight), axis)
 
 
-def _unit(values: Any, axis: int) -> Any:
-    return values * ops.rsqrt(ops.maximum(ops.sum(ops.square(values), axis=axis, keepdims=True), 1e-16))
+def _scaled(values: Any, axis: int, weight: Any) -> Any:
+    centered = values - _mean(values, axis, weight)
+    variance = _mean(ops.square(centered), axis, weight)
+    # 1 / deviation of a constant would be 10 million and more, and so its gradient.
+    known = variance > _RESOLUTION * _mean(ops.square(values), axis, weight) + _TINY
+    return centered * ops.where(known, ops.rsqrt(ops.where(known, variance, 1.0)), 0.0)
+
+
+def _mean(values: Any, axis: int, weight: Any) -> Any:
+    if weight is None:
+        return ops.mean(values, axis=axis, keepdims=True)
+    total = ops.maximum(ops.sum(weight, axis=axis, keepdims=True), _TINY)
+    return ops.sum(values * weight, axis=axis, keepdims=True) / total
 
 
 @DISTILLATION_LOSSES.register("logit_standardization")
@@ -74,6 +89,7 @@ class DIST(TemperedLoss):
     """
 
     activations = ("softmax",)
+    uses_mask = True
     within_batch = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: Scheduled = 1.0, **options: Any) -> None:
@@ -81,12 +97,13 @@ class DIST(TemperedLoss):
         self.beta = check_positive("beta", beta, zero=True)
         self.gamma = check_positive("gamma", gamma, zero=True)
 
-    def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax") -> Any:
-        """Shape (batch, ...); positions count as samples."""
+    def compute_loss(self, teacher: Any, student: Any, activation: str = "softmax", mask: Any = None) -> Any:
+        """Shape (batch, ...); positions count as samples, those that `mask` leaves out do not."""
         temperature = now(self.temperature)
         p, q = ops.softmax(teacher / temperature), ops.softmax(student / temperature)
         classes = teacher.shape[-1]
-        columns = correlation(ops.reshape(p, (-1, classes)), ops.reshape(q, (-1, classes)), axis=0)
+        weight = None if mask is None else ops.cast(ops.reshape(mask, (-1, 1)), p.dtype)
+        columns = correlation(ops.reshape(p, (-1, classes)), ops.reshape(q, (-1, classes)), 0, weight)
         within, between = 1.0 - correlation(p, q), ops.mean(1.0 - columns)
         return temperature**2 * (self.beta * within + self.gamma * between)
 

@@ -13,14 +13,14 @@ from kdopt.distillation.losses.feature import FeatureLoss
 from kdopt.distillation.projectors import channels_of
 from kdopt.distillation.taps import Tapped, Taps
 
-_LEAST = 1e-5  # variance
+_LEAST, _MOST = 1e-5, 500.0  # variance
 
 
 class ChannelVariance(keras.layers.Layer):
     """One trained variance for each channel: softplus(alpha) + 1e-5.
 
     Args:
-        initial: Float > 0, the variance it starts with.
+        initial: Float in (1e-5, 500), the variance it starts with.
     """
 
     def __init__(self, initial: float, **options: Any) -> None:
@@ -48,7 +48,7 @@ class VID(FeatureLoss):
     Args:
         student_tap, teacher_tap, projector, name: As in `FeatureLoss`. The projector is m: `"auto"` makes three 1x1
             convolutions with ReLU between, also for equal channels. Defaults to `"stages"` and `"auto"`.
-        variance: Float > 0, of each channel at the start. Defaults to `5.0`, the authors'.
+        variance: Float in (1e-5, 500), of each channel at the start. Defaults to `5.0`, the authors'.
 
     Raises: ValueError.
 
@@ -65,6 +65,8 @@ class VID(FeatureLoss):
     ) -> None:
         super().__init__(student_tap, teacher_tap, **options)
         self.variance = check_positive("variance", variance)
+        if not _LEAST < variance < _MOST:
+            raise ValueError(f"`variance` must be in ({_LEAST}, {_MOST}); got {variance}.")
         self._variances: list[keras.layers.Layer] = []
 
     def build(self, teacher: Sequence[Tapped], student: Sequence[Tapped]) -> None:
