@@ -172,10 +172,10 @@ class MutualLearning(keras.Model):
 
     def _tapped(self, place: int) -> list[Tapped]:
         """Inner tensors of a student that are looked at, by itself or by those it teaches."""
-        found = list(self.distillers[place]._tapped())
+        found = list(self.distillers[place]._lesson.tapped())
         for other, distiller in enumerate(self.distillers):
             if other != place:
-                found += distiller._knowledge.teacher_taps(place if place < other else place - 1)
+                found += distiller._lesson.knowledge.teacher_taps(place if place < other else place - 1)
         return found
 
     def __tflite_source__(self) -> dict[str, Any]:

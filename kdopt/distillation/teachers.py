@@ -106,14 +106,13 @@ def symbolic_inputs(model: keras.Model) -> Any:
     return struct if struct is not None else None
 
 
-def confidence(observations: Sequence[Observation], logits: Sequence[Any], labels: Any) -> Any:
+def confidence(logits: Sequence[Any], labels: Any) -> Any:
     """How far each teacher is to be trusted with each sample.
 
         w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1),     CE_k = cross entropy of teacher k and the label
 
     Args:
-        observations: Those of the K >= 2 teachers.
-        logits: Class logits of each, shape (batch, ..., classes).
+        logits: Class logits of each of K >= 2 teachers, shape (batch, ..., classes).
         labels: Class numbers, shape (batch, ...).
 
     Returns: shape (K, batch, ...), float32, sums to 1 over the teachers.
@@ -122,4 +121,4 @@ def confidence(observations: Sequence[Observation], logits: Sequence[Any], label
     """
     entropies = [keras.losses.sparse_categorical_crossentropy(labels, each, from_logits=True) for each in logits]
     shares = ops.softmax(ops.stack(entropies), axis=0)
-    return ops.stop_gradient((1.0 - shares) / (len(observations) - 1))
+    return ops.stop_gradient((1.0 - shares) / (len(logits) - 1))

@@ -195,7 +195,7 @@ def test_stages_with_another_depth_are_paired_by_resolution():
     x = layers.Conv2D(8, 3, 2, padding="same", name="quarter")(x)
     student = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
     distiller = Distiller(student=student, teacher=teacher, distillation_losses=Hint())
-    term = distiller._knowledge.terms[0][0]
+    term = distiller._lesson.knowledge.terms[0][0]
     assert [tap.name for tap in term.student_taps] == ["full", "half"]
     assert [tap.name for tap in term.teacher_taps] == ["a", "b"]
     with pytest.raises(ValueError, match="pairs the taps .* there are 3 in the student"):
