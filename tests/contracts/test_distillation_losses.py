@@ -1,6 +1,7 @@
 """What every registered distillation loss keeps: a new member inherits these tests."""
 
 import functools
+import inspect
 import json
 import re
 
@@ -202,12 +203,25 @@ def test_a_few_steps_descend_and_leave_the_teacher_alone(name):
         np.testing.assert_array_equal(now, kept)
 
 
+def arguments_of(kind):
+    """What its constructor takes, also by `**options`."""
+    found = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            found |= {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                break
+    return found - {"self"}
+
+
 @each_loss
 def test_round_trip(name):
     case = CASES[name]
     default, full = by_name(name), case.full()
     unchanged = {key for key, value in full.get_config().items() if value == default.get_config()[key]}
     assert unchanged <= case.fixed  # the case names all arguments
+    assert set(full.get_config()) == arguments_of(type(full))
     for loss in (default, full):
         told = json.loads(json.dumps(keras.saving.serialize_keras_object(loss)))
         again = DISTILLATION_LOSSES.get(told)

@@ -129,7 +129,7 @@ class AdversarialFeature(FeatureLoss):
 
     In each training step the discriminator learns first, by its own optimizer, then the student; both in the one
     compiled step. What it learns shows in the logs as `{name}_discriminator_loss`: 2 log 2 = 1.39 where it knows
-    nothing.
+    nothing. Sample weights weigh the student's loss alone; the discriminator sees all samples.
 
     Args:
         student_tap, teacher_tap, projector, name: As in `FeatureLoss`. The tap defaults to `"embedding"`.

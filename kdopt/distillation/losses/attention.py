@@ -46,7 +46,8 @@ class AttentionTransfer(FeatureLoss):
     Raises: ValueError.
 
     Reference: Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, equation 2 (there the distance is
-    not squared; the authors' code squares it).
+    not squared; the authors' code squares it and takes the mean over positions, so that its weights are larger by
+    their number).
     """
 
     matches_channels = False

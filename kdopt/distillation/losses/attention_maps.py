@@ -30,8 +30,9 @@ class AttentionMapsKL(FeatureLoss):
 
     Args:
         student_tap, teacher_tap: `keras.layers.MultiHeadAttention` or `GroupQueryAttention` layers; or layers that give
-            attention probabilities, shape (batch, heads, targets, sources), for `"scores"` alone. Defaults to
-            `"attention"`, the last attention layer (MiniLM); name several for layer by layer (TinyBERT).
+            attention probabilities, shape (batch, heads, targets, sources), for `"scores"` alone; A is their
+            logarithm then. Defaults to `"attention"`, the last attention layer (MiniLM); name several for layer by
+            layer (TinyBERT).
         relations: `"scores"`, `"values"` or both in a list, whose losses are added. Defaults to both.
         distance: `"kl"` or `"mse"`. Defaults to `"kl"`.
         relation_heads: Integer; queries, keys and values of all heads, side by side, are split into this many groups,

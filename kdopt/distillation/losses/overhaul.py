@@ -19,8 +19,9 @@ class OverhaulFeature(FeatureLoss):
 
         loss = mean_c d(max(t_c, m_c), r(s)_c),      d(t, s) = 0 if s <= t <= 0, else (t - s)^2
 
-    m_c < 0 is the teacher's mean negative response in channel c; r a 1x1 convolution with BatchNormalization. Tap
-    layers before their ReLU, in the teacher a BatchNormalization, whose beta and gamma tell m.
+    m_c < 0 is the teacher's mean negative response in channel c; r a 1x1 convolution with BatchNormalization, by
+    `"auto"` where the channels differ (in the paper always). Tap layers before their ReLU, in the teacher a
+    BatchNormalization, whose beta and gamma tell m.
 
     Args:
         student_tap, teacher_tap, projector, name: As in `FeatureLoss`; name the taps.

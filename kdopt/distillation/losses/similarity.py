@@ -91,7 +91,7 @@ class PKT(RelationLoss):
         student_tap, teacher_tap, name: As in `RelationLoss`.
 
     Reference: Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
-    equations 5 to 8.
+    equations 5 to 8 (the authors' code counts a sample among its own neighbors).
     """
 
     def compute_loss(self, teacher: Any, student: Any) -> Any:

@@ -57,7 +57,8 @@ class LogitStandardization(TemperedLoss):
         temperature: Float > 0 or a schedule, of the z-scores. Defaults to `2.0`, the paper's.
         output, name: As in `DistillationLoss`.
 
-    Reference: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, algorithm 1 and equation 11.
+    Reference: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, algorithm 1 and equation 11
+    (the authors' code divides the variance by classes - 1, which is a slightly higher temperature).
     """
 
     activations = ("softmax",)
