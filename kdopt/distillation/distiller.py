@@ -21,7 +21,7 @@ from kdopt.distillation.scheduled import Scheduled, at_step, check_scheduled, no
 from kdopt.distillation.selftaught import SelfTeacher
 from kdopt.distillation.steps import run_step, running
 from kdopt.distillation.stock import check_stock
-from kdopt.distillation.teachers import Observation, confidence, observed, symbolic_inputs
+from kdopt.distillation.teachers import Observation, confidence, named, observed, symbolic_inputs
 from kdopt.distillation.trackers import Trackers
 from kdopt.distillation.validation import check_from_logits, check_models, select_outputs
 
@@ -111,12 +111,13 @@ class Distiller(keras.Model):
         # finds them.
         self._hide("_given", (teacher, teacher_preprocessing))
         self._hide("_teachers", teachers)
-        self._hide("_teacher", [one.model for one in teachers if one.model is not student])
+        self._hide("_teacher", [one.model for one in teachers if one.model not in (None, student)])
         self._hide("_knowledge", Knowledge(self.distillation_losses, teachers))
-        self._hide("_health", [Health(one.model.name) for one in teachers])
+        self._hide("_health", [Health(named(one).name) for one in teachers])
         self._check_losses()
         self._trackers = Trackers(self)
-        self.supports_jit = all(layer.supports_jit for one in teachers for layer in one.model._flatten_layers())
+        models = [one.model for one in teachers if one.model is not None]
+        self.supports_jit = all(layer.supports_jit for model in models for layer in model._flatten_layers())
         self._build_knowledge(symbolic_inputs(student) if student.built else None, symbolic_outputs(student))
 
     def _hide(self, name: str, value: Any) -> None:
