@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from kdopt.core.recording import Recording
 from kdopt.core.validation import check_flag, check_integer
@@ -46,6 +47,8 @@ class TeacherCache:
         taps: Names of the teacher's layers whose tensors are kept.
         size_bytes: Of its shards.
     """
+
+    waits = False
 
     def __init__(
         self,
@@ -190,7 +193,7 @@ class TeacherCache:
             restored(said[f"output_{place}"], kind, form, spec.dtype) for place, (spec, kind, form) in enumerate(rows)
         ]
         outputs = keras.tree.pack_sequence_as(self.outputs(), values)
-        taps = {name: said[f"tap_{place}"] for place, name in enumerate(self.taps)}
+        taps = {name: _masked(said, place) for place, name in enumerate(self.taps)}
         return Observation(outputs, replayed(wanted, taps) if wanted else Recording(frozenset()))
 
     def get_config(self) -> dict[str, Any]:
@@ -274,6 +277,14 @@ class TeacherCache:
                 "(`cache_teacher(teacher, data, other_path)`), or open the cache with the model: "
                 "`TeacherCache.open(path, teacher=model)`."
             )
+
+
+def _masked(said: Mapping[str, Any], place: int) -> Any:
+    """A tapped tensor, with the mask that Keras had on it."""
+    values = ops.copy(said[f"tap_{place}"])  # the batch itself carries no mask
+    if (mask := said.get(f"mask_{place}")) is not None:
+        values._keras_mask = mask
+    return values
 
 
 def _complete(folder: Path) -> Manifest:

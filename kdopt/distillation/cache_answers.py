@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from kdopt.core.recording import Recording
 from kdopt.distillation.activations import LINEAR, SIGMOID, SOFTMAX
 from kdopt.distillation.config import shapes_of
 from kdopt.distillation.outputs import as_logits, kinds_of
@@ -89,7 +90,7 @@ class Answers:
         return found
 
     def _answered(self, x: Any) -> dict[str, Any]:
-        said = self._source.observe(x, self._taps, Observation(None, None), None)  # type: ignore[arg-type]
+        said = self._source.observe(x, self._taps, Observation(None, Recording()), None)
         flat = keras.tree.flatten(said.outputs)
         self.kinds = kinds = kinds_of(self._source.kinds(), "teacher", len(flat), self._from_logits)
         self.outputs = shapes_of(keras.tree.map_structure(_any_batch, said.outputs))
@@ -100,7 +101,10 @@ class Answers:
             small = form != VALUES or kind == LINEAR
             columns[f"output_{place}"] = _in(stored(values, kind), self._dtype if small else "float32")
         for place, tap in enumerate(self._taps):
-            columns[f"tap_{place}"] = _in(tap.of(said.seen).output, self._dtype)
+            values = tap.of(said.seen).output
+            columns[f"tap_{place}"] = _in(values, self._dtype)
+            if (mask := getattr(values, "_keras_mask", None)) is not None:
+                columns[f"mask_{place}"] = ops.cast(mask, "bool")
         return columns
 
     def _check(self, name: str, values: np.ndarray) -> None:

@@ -163,8 +163,7 @@ class Joiner:
     def _check_arrays(self, x: Any, count: int) -> None:
         for start in range(0, count, _CHECKED_AT_ONCE):
             end = start + _CHECKED_AT_ONCE
-            part = _each(lambda array, start=start, end=end: tf.constant(array[start:end]), x)
-            here, there = fingerprints(part).numpy(), self._prints[start:end].numpy()
+            here, there = fingerprints(_rows_of(x, start, end)).numpy(), self._prints[start:end].numpy()
             wrong = np.flatnonzero(here != there[: len(here)])
             if len(wrong):
                 raise ValueError(f"Sample {start + wrong[0]} {self._differs()}")
@@ -181,6 +180,10 @@ def _fitting(rows: Rows) -> list[str]:
     names = sorted(rows.fields, key=rows.bytes_of)
     sizes = np.cumsum([rows.bytes_of(name) for name in names])
     return [name for name, size in zip(names, sizes, strict=True) if size <= IN_MEMORY_BYTES]
+
+
+def _rows_of(x: Any, start: int, end: int) -> Any:
+    return _each(lambda array: tf.constant(array[start:end]), x)
 
 
 def _each(function: Callable[[Any], Any], values: Any) -> Any:

@@ -14,6 +14,7 @@ from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.attention import AttentionTransfer
 from kdopt.distillation.losses.hint import Hint
 from kdopt.distillation.losses.logits import SoftTargets
+from kdopt.distillation.losses.relational import RelationalDistance
 
 X, Y = data(48)
 
@@ -187,3 +188,23 @@ def test_stock_losses_and_sample_weights(tmp_path):
     expected = fit(mlp(1), teacher, SoftTargets(2.0), tf.data.Dataset.from_tensor_slices((X, Y, weights)).batch(8))
     joined = cache.join((X, Y, weights), batch_size=8, shuffle=False)
     assert_same(expected, fit(mlp(1), cache, SoftTargets(2.0), joined))
+
+
+def reader(seed, masks):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=masks)(inputs)
+    x = layers.Dense(5, activation="tanh", name="hidden")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
+
+
+def test_the_mask_of_a_tap_comes_with_it(tmp_path):
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, 9, (24, 7)).astype("int32")
+    tokens[:, 4:] = 0
+    y = generator.integers(0, CLASSES, 24)
+    teacher, loss = reader(2, True), lambda: RelationalDistance("hidden")
+    expected = fit(reader(1, False), teacher, loss(), (tokens, y))
+    cache = cache_teacher(teacher, tokens, tmp_path, taps="hidden", verbose=0)
+    joined = cache.join((tokens, y), batch_size=8, shuffle=False)
+    assert_same(expected, fit(reader(1, False), TeacherCache.open(tmp_path), loss(), joined))
