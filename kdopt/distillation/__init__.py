@@ -4,7 +4,8 @@ make_student         a narrower, shallower net of the teacher's architecture
 agreement            how far a student follows its teacher: answers, probabilities, calibration, under corruption
 recommend            which losses fit a teacher and a student, and why
 Distiller            a `keras.Model` that trains `student` against `teacher`
-MeanTeacher        the student's own averaged weights as its teacher
+cache_teacher        asks a teacher once about all data; the `TeacherCache` then teaches in its place
+MeanTeacher          the student's own averaged weights as its teacher
 MutualLearning       students that teach each other
 distill_chain        teacher -> assistant -> student; born_again: the same net, generation by generation
 DeepestExit          one output of the student as the teacher of the others
@@ -15,6 +16,8 @@ DistillationLoss     base class of losses on outputs; `losses.FeatureLoss` of th
 
 from kdopt.distillation import losses
 from kdopt.distillation.agreement import Agreement, agreement
+from kdopt.distillation.cache import TeacherCache
+from kdopt.distillation.cache_making import cache_teacher
 from kdopt.distillation.chain import born_again, distill_chain
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
@@ -34,8 +37,10 @@ __all__ = [
     "MutualLearning",
     "Recommendation",
     "SoftTargets",
+    "TeacherCache",
     "agreement",
     "born_again",
+    "cache_teacher",
     "distill_chain",
     "losses",
     "make_student",

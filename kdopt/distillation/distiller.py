@@ -46,7 +46,7 @@ class Distiller(keras.Model):
     Args:
         student: Built or unbuilt `keras.Model`; its variables are trained in place.
         teacher: Built (trained) `keras.Model` with the student's outputs; or a list of several; or one made of the
-            student: `MeanTeacher()`, `DeepestExit()`.
+            student: `MeanTeacher()`, `DeepestExit()`; or what one said before: a `TeacherCache`.
         distillation_losses: List of `DistillationLoss`, registered names (`"soft_targets"`), loss objects of
             `keras.distillation`, or functions `(teacher_outputs, student_outputs) -> tensor`; or one of these. Defaults
             to `[SoftTargets(temperature=4.0)]`.

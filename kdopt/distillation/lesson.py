@@ -14,7 +14,7 @@ from kdopt.distillation.outputs import OutputPair, pair_outputs, symbolic_output
 from kdopt.distillation.selftaught import SelfTeacher
 from kdopt.distillation.stock import check_stock
 from kdopt.distillation.taps import Tapped
-from kdopt.distillation.teachers import Observation, Teacher, confidence
+from kdopt.distillation.teachers import Observation, Teacher, confidence, named
 from kdopt.distillation.validation import select_outputs
 
 
@@ -45,13 +45,14 @@ class Lesson:
             if isinstance(teacher, SelfTeacher):
                 teacher.bind(student)
         self.knowledge = Knowledge(losses, self.teachers)
-        self.health = [Health(teacher.model.name) for teacher in self.teachers]
+        self.health = [Health(named(teacher).name) for teacher in self.teachers]
         self._check(losses)
 
     @property
     def models(self) -> list[keras.Model]:
-        """Of the teachers, without the student."""
-        return [teacher.model for teacher in self.teachers if teacher.model is not self.student]
+        """Of the teachers that have one, without the student."""
+        own = [teacher.model for teacher in self.teachers if teacher.model is not self.student]
+        return [model for model in own if model is not None]
 
     def tapped(self) -> list[Tapped]:
         """Inner tensors of the student that are looked at; also by a teacher that is the student itself."""

@@ -31,7 +31,7 @@ class Observation:
 class Teacher(Protocol):
     """Something that says of each batch what the student should learn."""
 
-    model: keras.Model
+    model: keras.Model | None  # of a cache it need not be there; then the teacher itself has a `name` and `layers`
     waits: bool  # whether it needs what the student made of the batch
 
     def kinds(self) -> list[str | None] | None:
@@ -87,6 +87,11 @@ class ModelTeacher:
 
     def _prepared(self, x: Any) -> Any:
         return x if self.preprocessing is None else self.preprocessing(x)
+
+
+def named(teacher: Teacher) -> Any:
+    """What has the teacher's name and layers: its model, or what stands for it."""
+    return teacher if teacher.model is None else teacher.model
 
 
 def observed(run: Callable[[], Any], wanted: Sequence[Tapped]) -> Observation:
