@@ -15,10 +15,10 @@ DistillationLoss     base class of losses on outputs; `losses.FeatureLoss` of th
 """
 
 from kdopt.distillation import losses
-from kdopt.distillation.agreement import Agreement, agreement
-from kdopt.distillation.cache import TeacherCache
-from kdopt.distillation.cache_making import cache_teacher
+from kdopt.distillation.cache.cache import TeacherCache
+from kdopt.distillation.cache.making import cache_teacher
 from kdopt.distillation.chain import born_again, distill_chain
+from kdopt.distillation.comparing.agreement import Agreement, agreement
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES, DistillationLoss
 from kdopt.distillation.losses.logits import SoftTargets

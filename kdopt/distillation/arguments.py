@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from kdopt.core.validation import check_positive
-from kdopt.distillation.cache import TeacherCache
+from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.functions import FunctionLoss
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.scheduled import Scheduled, check_scheduled

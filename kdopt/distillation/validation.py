@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from kdopt.distillation.cache import TeacherCache
+from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair
 from kdopt.distillation.selftaught import SelfTeacher

@@ -10,7 +10,7 @@ from distillation_oracles import data, mlp, softmax
 from keras import layers as L
 
 from kdopt.distillation import Agreement, agreement
-from kdopt.distillation.calibration import reliability
+from kdopt.distillation.comparing.calibration import reliability
 
 
 def ece(p, labels, bins):

@@ -10,7 +10,7 @@ from keras import layers as L
 
 from kdopt.core.corruptions import blur, brightness, contrast
 from kdopt.distillation import agreement
-from kdopt.distillation.corrupting import NAMES, corruptions_for, noise
+from kdopt.distillation.comparing.corrupting import NAMES, corruptions_for, noise
 
 
 def images(samples=24, seed=0, dtype="float32"):

@@ -14,8 +14,8 @@ import pytest
 from distillation_oracles import CLASSES, data, hard_loss, mlp
 from keras import layers
 
-from kdopt.distillation.cache import TeacherCache
-from kdopt.distillation.cache_making import cache_teacher
+from kdopt.distillation.cache.cache import TeacherCache
+from kdopt.distillation.cache.making import cache_teacher
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.attention_maps import AttentionMapsKL
 from kdopt.distillation.losses.hint import Hint

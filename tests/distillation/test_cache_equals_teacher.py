@@ -8,8 +8,8 @@ from distillation_oracles import CLASSES, data, hard_loss, mlp
 from keras import layers
 
 from kdopt.distillation import cache_joining
-from kdopt.distillation.cache import TeacherCache
-from kdopt.distillation.cache_making import cache_teacher
+from kdopt.distillation.cache.cache import TeacherCache
+from kdopt.distillation.cache.making import cache_teacher
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.attention import AttentionTransfer
 from kdopt.distillation.losses.hint import Hint

@@ -7,7 +7,7 @@ import tensorflow as tf
 from distillation_oracles import data, hard_loss, mlp
 
 from kdopt.distillation import cache_joining
-from kdopt.distillation.cache_making import cache_teacher
+from kdopt.distillation.cache.making import cache_teacher
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.joined import split
 

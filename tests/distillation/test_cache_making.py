@@ -9,8 +9,8 @@ import tensorflow as tf
 from distillation_oracles import data, mlp
 from keras import layers
 
-from kdopt.distillation.cache import TeacherCache
-from kdopt.distillation.cache_making import cache_teacher
+from kdopt.distillation.cache.cache import TeacherCache
+from kdopt.distillation.cache.making import cache_teacher
 
 X, Y = data(64)
 # A row of `mlp`: a fingerprint of 8 bytes and 3 logits; so 10 samples go into a shard.

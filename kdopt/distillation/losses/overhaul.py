@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kdopt.core.validation import check_one_of
-from kdopt.distillation.cache_taps import Unseen
+from kdopt.distillation.cache.taps import Unseen
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.losses.feature import FeatureLoss
 from kdopt.distillation.taps import Tapped, Taps

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from kdopt.distillation.activations import SIGMOID, SOFTMAX, output_activations
-from kdopt.distillation.calibration import log_probabilities
-from kdopt.distillation.labels import labels_of
+from kdopt.distillation.comparing.calibration import log_probabilities
+from kdopt.distillation.comparing.labels import labels_of
 from kdopt.distillation.outputs import OutputPair, as_logits, pair_outputs
 
 ROLES = ("teacher", "student")

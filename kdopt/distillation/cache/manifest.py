@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdopt.core.files import write_atomic
-from kdopt.distillation.cache_shards import Field, is_whole, shard_name
+from kdopt.distillation.cache.shards import Field, is_whole, shard_name
 
 NAME, FORMAT = "manifest.json", 1
 _WORDS = {"teacher": "weights and config of the teacher (fingerprint)"}

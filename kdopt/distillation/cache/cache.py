@@ -13,13 +13,13 @@ from keras import ops
 
 from kdopt.core.recording import Recording
 from kdopt.core.validation import check_flag, check_integer
-from kdopt.distillation.cache_answers import restored
-from kdopt.distillation.cache_joining import Joiner
-from kdopt.distillation.cache_keys import described, fingerprint
-from kdopt.distillation.cache_manifest import Manifest, read_manifest
-from kdopt.distillation.cache_samples import Augment, as_arrays, dtypes_of, unpacked
-from kdopt.distillation.cache_shards import Rows, shard_name
-from kdopt.distillation.cache_taps import replayed, taps_of_cache
+from kdopt.distillation.cache.answers import restored
+from kdopt.distillation.cache.joining import Joiner
+from kdopt.distillation.cache.keys import described, fingerprint
+from kdopt.distillation.cache.manifest import Manifest, read_manifest
+from kdopt.distillation.cache.samples import Augment, as_arrays, dtypes_of, unpacked
+from kdopt.distillation.cache.shards import Rows, shard_name
+from kdopt.distillation.cache.taps import replayed, taps_of_cache
 from kdopt.distillation.config import specs_from
 from kdopt.distillation.joined import split
 from kdopt.distillation.taps import Tapped

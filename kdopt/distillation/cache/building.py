@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdopt.distillation.cache_answers import Answers
-from kdopt.distillation.cache_keys import key_of
-from kdopt.distillation.cache_manifest import Manifest
-from kdopt.distillation.cache_shards import PRINT, Field, row_type, shard_name, write_shard
+from kdopt.distillation.cache.answers import Answers
+from kdopt.distillation.cache.keys import key_of
+from kdopt.distillation.cache.manifest import Manifest
+from kdopt.distillation.cache.shards import PRINT, Field, row_type, shard_name, write_shard
 
 SHARD_SAMPLES = 4096  # at most, so that little is lost where the rows of a slow teacher are small
 

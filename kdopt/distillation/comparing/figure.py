@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdopt.core.optional import require
-from kdopt.distillation.calibration import Reliability
+from kdopt.distillation.comparing.calibration import Reliability
 
 if TYPE_CHECKING:
-    from kdopt.distillation.agreement import Agreement
+    from kdopt.distillation.comparing.agreement import Agreement
 
 _TEACHER, _STUDENT, _AGREEMENT = "#8a8f98", "#3b82c4", "#2a9d8f"
 _TOO_SURE, _TOO_SHY, _INK = "#f0b695", "#cfe6df", "#4a5568"

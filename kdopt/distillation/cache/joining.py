@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdopt.distillation.cache_samples import Augment, as_written, augmented, fingerprints, numbered, unpacked
-from kdopt.distillation.cache_shards import PRINT, Rows
+from kdopt.distillation.cache.samples import Augment, as_written, augmented, fingerprints, numbered, unpacked
+from kdopt.distillation.cache.shards import PRINT, Rows
 from kdopt.distillation.joined import join, split
 
 SAMPLE, VIEW = "sample", "view"  # travel with the answers, so that another cache finds its rows for data in any order

@@ -10,11 +10,11 @@ import numpy as np
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.validation import check_integer, check_one_of, check_positive
 from kdopt.distillation.activations import SIGMOID, SOFTMAX
-from kdopt.distillation.answers import ROLES, Answers
-from kdopt.distillation.calibration import Reliability, divergence, reliability
-from kdopt.distillation.corrupting import corruptions_for
-from kdopt.distillation.figure import plot_agreement
-from kdopt.distillation.samples import gathered
+from kdopt.distillation.comparing.answers import ROLES, Answers
+from kdopt.distillation.comparing.calibration import Reliability, divergence, reliability
+from kdopt.distillation.comparing.corrupting import corruptions_for
+from kdopt.distillation.comparing.figure import plot_agreement
+from kdopt.distillation.comparing.samples import gathered
 from kdopt.distillation.validation import check_from_logits
 
 

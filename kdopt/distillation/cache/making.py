@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.validation import check_flag, check_integer, check_one_of
-from kdopt.distillation.cache import TeacherCache
-from kdopt.distillation.cache_answers import DTYPES, Answers
-from kdopt.distillation.cache_building import Making, other_length
-from kdopt.distillation.cache_keys import described, fingerprint
-from kdopt.distillation.cache_manifest import prepare_folder
-from kdopt.distillation.cache_samples import Augment, as_arrays, batches_of, dtypes_of, unpacked, views_of
-from kdopt.distillation.cache_taps import attention_refusal, tap_to_config
+from kdopt.distillation.cache.answers import DTYPES, Answers
+from kdopt.distillation.cache.building import Making, other_length
+from kdopt.distillation.cache.cache import TeacherCache
+from kdopt.distillation.cache.keys import described, fingerprint
+from kdopt.distillation.cache.manifest import prepare_folder
+from kdopt.distillation.cache.samples import Augment, as_arrays, batches_of, dtypes_of, unpacked, views_of
+from kdopt.distillation.cache.taps import attention_refusal, tap_to_config
 from kdopt.distillation.joined import split
 from kdopt.distillation.taps import Tapped, Taps, resolve
 from kdopt.distillation.teachers import ModelTeacher
