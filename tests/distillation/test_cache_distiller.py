@@ -194,11 +194,12 @@ DISTRIBUTED = """
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     sys.path.insert(0, sys.argv[1])
     from distillation_oracles import data, hard_loss, mlp
-    from kdopt.distillation import Distiller, SoftTargets, cache_joining, cache_teacher, losses
+    from kdopt.distillation import Distiller, SoftTargets, cache_teacher, losses
+    from kdopt.distillation.cache import joining
 
     x, y = data(64)
     cache = cache_teacher(mlp(2), x, sys.argv[2], taps=1, verbose=0)
-    cache_joining.IN_MEMORY_BYTES = 64 * 12  # the logits; features are read
+    joining.IN_MEMORY_BYTES = 64 * 12  # the logits; features are read
 
     def run(strategy):
         with strategy.scope():

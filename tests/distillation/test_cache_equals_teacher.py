@@ -7,7 +7,7 @@ import tensorflow as tf
 from distillation_oracles import CLASSES, data, hard_loss, mlp
 from keras import layers
 
-from kdopt.distillation import cache_joining
+from kdopt.distillation.cache import joining
 from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.cache.making import cache_teacher
 from kdopt.distillation.distiller import Distiller
@@ -53,7 +53,7 @@ def test_outputs_and_taps(tmp_path, monkeypatch, live, way):
     batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
     cache_teacher(mlp(2, "softmax"), (X, Y), tmp_path, taps=[1, 2], batch_size=20, shard_bytes=900, verbose=0)
     if way == "dataset":
-        monkeypatch.setattr(cache_joining, "IN_MEMORY_BYTES", 0)  # read from the mapped shards
+        monkeypatch.setattr(joining, "IN_MEMORY_BYTES", 0)  # read from the mapped shards
     cache = TeacherCache.open(tmp_path)
     joined = cache.join(batches) if way == "dataset" else cache.join((X, Y), batch_size=8, shuffle=False)
     assert joined.cardinality() == 6

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from distillation_oracles import data, hard_loss, mlp
 
-from kdopt.distillation import cache_joining
+from kdopt.distillation.cache import joining
 from kdopt.distillation.cache.making import cache_teacher
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.joined import split
@@ -34,7 +34,7 @@ def carried(joined):
 
 @pytest.mark.parametrize("memory", [2**20, 0])
 def test_rows_follow_their_samples_in_any_order(tmp_path, monkeypatch, memory):
-    monkeypatch.setattr(cache_joining, "IN_MEMORY_BYTES", memory)
+    monkeypatch.setattr(joining, "IN_MEMORY_BYTES", memory)
     teacher = mlp(2)
     expected = np.asarray(teacher(X))
     cache = cache_teacher(teacher, X, tmp_path, shard_bytes=200, verbose=0)

@@ -176,7 +176,7 @@ def test_what_the_teacher_cannot_have_cached(tmp_path):
     with pytest.raises(ValueError, match=r"beyond 65504 in output 0, which float16 cannot hold. Pass `dtype="):
         make(tmp_path / "a", teacher, dtype="float16")
     teacher.layers[1].bias.assign([np.nan] * 8)
-    with pytest.raises(ValueError, match=r"gives NaN in tap 'dense"):
+    with pytest.raises(ValueError, match=r"gives NaN in (tap 'dense|output 0)"):
         make(tmp_path / "b", teacher, taps=1)
     inputs = keras.Input((None, 2))
     sequences = keras.Model(inputs, layers.Dense(3)(inputs))
