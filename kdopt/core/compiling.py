@@ -24,7 +24,7 @@ def compile_as(made: keras.Model, model: keras.Model) -> bool:
         if config:
             made.compile_from_config(config)
         return bool(config)
-    made.compile(**{name: keras.tree.map_structure(_renewed, value) for name, value in _arguments(model).items()})
+    made.compile(**{name: keras.tree.map_structure(renewed, value) for name, value in _arguments(model).items()})
     if made.built:
         made.optimizer.build(made.trainable_variables)
     return True
@@ -34,7 +34,7 @@ def _arguments(model: keras.Model) -> dict[str, Any]:
     return dict(model._compile_config.config)
 
 
-def _renewed(value: Any) -> Any:
+def renewed(value: Any) -> Any:
     """A new optimizer or metric from its config; anything else itself."""
     if not isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric)):
         return value

@@ -30,6 +30,7 @@ def copy_model(model: keras.Model, dtype: str | None = None) -> keras.Model:
         if own.trainable != other.trainable:
             other.trainable = own.trainable
         copy_assets(own, other)
+    settle(copied)
     compile_as(copied, model)
     return copied
 
@@ -40,6 +41,13 @@ def copy_assets(own: keras.layers.Layer, other: keras.layers.Layer) -> None:
         with tempfile.TemporaryDirectory() as folder:
             own.save_assets(folder)
             other.load_assets(folder)
+
+
+def settle(layer: keras.layers.Layer) -> None:
+    """Computes what layers derive from weights that were assigned: the mean and variance of a `Normalization`."""
+    for one in layer._flatten_layers():
+        if isinstance(one, keras.layers.Normalization):
+            one.finalize_state()
 
 
 def _uncompiled(config: Any) -> Any:

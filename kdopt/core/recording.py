@@ -67,11 +67,11 @@ class Recording:
     """The calls of one run, in order.
 
     Attributes:
-        wanted: Identities of the operations to keep; `None`: all that are watched.
+        wanted: Identities of the operations to keep.
         calls: What was kept.
     """
 
-    wanted: frozenset[int] | None = None
+    wanted: frozenset[int] = frozenset()
     calls: list[Recorded] = field(default_factory=list)
     _attention: dict[int, Attention] = field(default_factory=dict)
 
@@ -80,7 +80,7 @@ class Recording:
         return [call for call in self.calls if call.operation is operation]
 
     def keeps(self, operation: Any) -> bool:
-        return self.wanted is None or id(operation) in self.wanted
+        return id(operation) in self.wanted
 
     def add(self, operation: Any, output: Any) -> None:
         if self.keeps(operation):
@@ -95,11 +95,11 @@ class Recording:
         if self.keeps(operation):
             self._attention[id(operation)] = attention
 
-    def noted(self, operation: Any, output: Any) -> None:
+    def noted(self, operation: Any, output: Any, again: bool) -> None:
         if not self.keeps(operation):
             return
         own = self.of(operation)
-        if own and not own[-1].noted:
+        if own and (again or not own[-1].noted):
             own[-1].output, own[-1].noted = output, True
         else:
             self.calls.append(Recorded(operation, output, noted=True))
@@ -111,15 +111,10 @@ _installed: dict[int, tuple[int, Callable[[], None]]] = {}  # identity -> how ma
 
 
 @contextmanager
-def recording(operations: Iterable[Any], wanted: Iterable[Any] | None = None) -> Iterator[Recording]:
-    """Keeps what operations return while it is open, in this thread.
-
-    Args:
-        operations: Layers and operations to watch.
-        wanted: Those whose tensors are kept. Defaults to `None`: all that are watched.
-    """
+def recording(operations: Iterable[Any]) -> Iterator[Recording]:
+    """Keeps what layers and operations return while it is open, in this thread."""
     watched = list({id(operation): operation for operation in operations}.values())
-    made = Recording(None if wanted is None else frozenset(map(id, wanted)))
+    made = Recording(frozenset(map(id, watched)))
     for operation in watched:
         _install(operation)
     _stack().append(made)
@@ -133,10 +128,16 @@ def recording(operations: Iterable[Any], wanted: Iterable[Any] | None = None) ->
             call.restore_mask()
 
 
-def note(operation: Any, output: Any) -> None:
-    """Says what a layer made, from a model that does not call its layers or changes what they return."""
+def note(operation: Any, output: Any, again: bool = False) -> None:
+    """Says what a layer made, from a model that does not call its layers or changes what they return.
+
+    Args:
+        operation: The layer.
+        output: In place of what its call has just returned, if it was called.
+        again: Whether it takes the place of what was said of the same call before.
+    """
     for made in _stack():
-        made.noted(operation, output)
+        made.noted(operation, output, again)
 
 
 def is_recording() -> bool:
@@ -147,10 +148,12 @@ def is_recording() -> bool:
 def operations_of(model: keras.Model) -> dict[str, Any]:
     """All layers and operations of a model that can be recorded, by path (names from the model down, joined by `/`).
 
-    What a recurrent layer or `TimeDistributed` runs in its loop is left out: its tensors end with the loop.
+    What a recurrent layer or `TimeDistributed` runs in its loop is left out: its tensors end with it. A model that
+    computes the layers of another one, and says by `note` what they made, returns it from `__recorded_model__()`.
     """
     found: dict[str, Any] = {}
-    _collect(model, "", found, set())
+    shown = getattr(model, "__recorded_model__", None)
+    _collect(model if shown is None else shown(), "", found, set())
     return found
 
 

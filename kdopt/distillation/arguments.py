@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from kdopt.core.validation import check_positive
+from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.functions import FunctionLoss
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.scheduled import Scheduled, check_scheduled
@@ -63,7 +64,14 @@ def _as_teacher(item: Any, preprocessing: Any) -> Any:
         if preprocessing is not None:
             raise ValueError(f"{type(item).__name__} reads what the student reads; leave `teacher_preprocessing` out.")
         return item
-    return ModelTeacher(item, preprocessing)
+    if isinstance(item, TeacherCache):
+        if preprocessing is not None:
+            raise ValueError(
+                "A TeacherCache holds what the teacher said after its own preprocessing; leave `teacher_preprocessing` "
+                "out (or None in its place), and give it to `cache_teacher(..., preprocessing=)`."
+            )
+        return item
+    return item if isinstance(item, ModelTeacher) else ModelTeacher(item, preprocessing)
 
 
 def check_teacher_weights(weights: Any, count: int) -> list[float] | str:

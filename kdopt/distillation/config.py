@@ -14,13 +14,20 @@ def distiller_config(distiller: Any) -> dict[str, Any]:
     return {
         "student": _serialized(distiller.student),
         "teacher": _each(_serialized, teacher),
-        "distillation_losses": [_serialized(loss) for loss in distiller.distillation_losses],
-        "distillation_loss_weights": [to_config(weight) for weight in distiller.distillation_loss_weights],
-        "student_loss_weight": to_config(distiller.student_loss_weight),
+        **losses_config(distiller),
         "from_logits": dict(distiller.from_logits),
         "teacher_preprocessing": _each(_serialized, preprocessing),
         "teacher_weights": weights if isinstance(weights, str) else list(weights),
         "name": distiller.name,
+    }
+
+
+def losses_config(distiller: Any) -> dict[str, Any]:
+    """What is learned, as JSON holds it."""
+    return {
+        "distillation_losses": [_serialized(loss) for loss in distiller.distillation_losses],
+        "distillation_loss_weights": [to_config(weight) for weight in distiller.distillation_loss_weights],
+        "student_loss_weight": to_config(distiller.student_loss_weight),
     }
 
 

@@ -12,20 +12,19 @@ from kdopt.core.recording import Recording
 from kdopt.core.validation import check_fraction
 from kdopt.distillation.arguments import as_losses, as_teachers, as_weights, check_teacher_weights
 from kdopt.distillation.config import distiller_config, from_distiller_config, shapes_of, specs_from
-from kdopt.distillation.health import FirstBatch, Health
-from kdopt.distillation.knowledge import Batch, Knowledge, labels_of
-from kdopt.distillation.losses.base import DistillationLoss
-from kdopt.distillation.outputs import OutputPair, pair_outputs, symbolic_outputs
+from kdopt.distillation.health import FirstBatch
+from kdopt.distillation.joined import split
+from kdopt.distillation.knowledge import Batch
+from kdopt.distillation.lesson import Lesson
+from kdopt.distillation.outputs import symbolic_outputs
 from kdopt.distillation.scheduled import Scheduled, at_step, check_scheduled, now
-from kdopt.distillation.selftaught import SelfTeacher
 from kdopt.distillation.steps import run_step, running
-from kdopt.distillation.stock import check_stock
-from kdopt.distillation.teachers import Observation, confidence, observed, symbolic_inputs
+from kdopt.distillation.teachers import Observation, observed, symbolic_inputs
 from kdopt.distillation.trackers import Trackers
-from kdopt.distillation.validation import check_from_logits, check_models, select_outputs
+from kdopt.distillation.validation import check_from_logits, check_models
 
 AnyLoss = Any  # DistillationLoss, registered name, config, keras.distillation.DistillationLoss, or a function
-AnyTeacher = Any  # keras.Model, MovingAverage, DeepestExit, or a list of them
+AnyTeacher = Any  # keras.Model, MeanTeacher, DeepestExit, or a list of them
 
 
 @keras.saving.register_keras_serializable("kdopt")
@@ -47,7 +46,7 @@ class Distiller(keras.Model):
     Args:
         student: Built or unbuilt `keras.Model`; its variables are trained in place.
         teacher: Built (trained) `keras.Model` with the student's outputs; or a list of several; or one made of the
-            student: `MovingAverage()`, `DeepestExit()`.
+            student: `MeanTeacher()`, `DeepestExit()`; or what one said before: a `TeacherCache`.
         distillation_losses: List of `DistillationLoss`, registered names (`"soft_targets"`), loss objects of
             `keras.distillation`, or functions `(teacher_outputs, student_outputs) -> tensor`; or one of these. Defaults
             to `[SoftTargets(temperature=4.0)]`.
@@ -103,19 +102,14 @@ class Distiller(keras.Model):
         self.from_logits = check_from_logits(from_logits)
         self.teacher_weights = check_teacher_weights(teacher_weights, len(teachers))
         self.student = student
-        for one in teachers:
-            if isinstance(one, SelfTeacher):
-                one.bind(student)
         # Past Keras' tracking, so that teachers and projectors are no layers of this model; saving walks attributes and
         # finds them.
         self._hide("_given", (teacher, teacher_preprocessing))
-        self._hide("_teachers", teachers)
-        self._hide("_teacher", [one.model for one in teachers if one.model is not student])
-        self._hide("_knowledge", Knowledge(self.distillation_losses, teachers))
-        self._hide("_health", [Health(one.model.name) for one in teachers])
-        self._check_losses()
+        lesson = Lesson(student, teachers, self.distillation_losses, self.from_logits, self.teacher_weights)
+        self._hide("_lesson", lesson)
+        self._hide("_teacher", lesson.models)
         self._trackers = Trackers(self)
-        self.supports_jit = all(layer.supports_jit for one in teachers for layer in one.model._flatten_layers())
+        self.supports_jit = all(layer.supports_jit for model in lesson.models for layer in model._flatten_layers())
         self._build_knowledge(symbolic_inputs(student) if student.built else None, symbolic_outputs(student))
 
     def _hide(self, name: str, value: Any) -> None:
@@ -134,49 +128,54 @@ class Distiller(keras.Model):
     @property
     def variables(self) -> list[keras.Variable]:
         """Those of the student and of the projectors."""
-        return [*super().variables, *(variable for part in self._parts for variable in part.variables)]
+        return [*super().variables, *(variable for part in self._own_parts() for variable in part.variables)]
 
     @property
     def weights(self) -> list[keras.Variable]:
         """Those of the student and of the projectors."""
-        return [*super().weights, *(variable for part in self._parts for variable in part.weights)]
+        return [*super().weights, *(variable for part in self._own_parts() for variable in part.weights)]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The model's, one for each distillation loss, and what losses show beside."""
         return [*super().metrics, *self._trackers.all()]
 
-    @property
-    def _parts(self) -> list[keras.layers.Layer]:
-        knowledge = getattr(self, "_knowledge", None)
-        return [] if knowledge is None else knowledge.parts
+    def _own_parts(self) -> list[keras.layers.Layer]:
+        lesson = getattr(self, "_lesson", None)
+        return [] if lesson is None else lesson.knowledge.parts
 
     @property
     def _saved_parts(self) -> list[Any]:
         """Found by Keras's saving, which walks attributes."""
-        return [*self._parts, *self._knowledge.extras]
+        return [*self._own_parts(), *self._lesson.knowledge.extras]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if not self._knowledge.built:
+        inputs, _ = split(inputs)
+        if not self._lesson.knowledge.built:
             outputs = self.student(inputs, training=False)  # builds it
             self._build_knowledge(*(keras.tree.map_structure(_spec, values) for values in (inputs, outputs)))
         step = running(self)
         if step is None:
             return self.student(inputs, training=training)
-        step.student = observed(lambda: self.student(inputs, training=training), self._tapped())
+        step.student = observed(lambda: self.student(inputs, training=training), self._lesson.tapped())
         return step.student.outputs
 
     def train_step(self, data: Any) -> dict[str, Any]:
         with self.one_step():
+            self._ask(data, training=True)
             logs = super().train_step(data)
-        for teacher in self._teachers:
-            if isinstance(teacher, SelfTeacher):
-                teacher.after_step()
+        self._lesson.after_step()
         return logs
 
     def test_step(self, data: Any) -> dict[str, Any]:
         with self.one_step():
+            self._ask(data, training=False)
             return super().test_step(data)
+
+    def _ask(self, data: Any, training: bool) -> None:
+        step = running(self)
+        if step is not None and self._trackers.soft:
+            step.taught = self._lesson.ask(data, training)
 
     def one_step(self) -> AbstractContextManager[None]:
         """In a training loop of your own: holds the student's inner tensors from the call to `compute_loss`.
@@ -192,21 +191,19 @@ class Distiller(keras.Model):
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; the first batch is looked at for a teacher that gives NaN."""
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(FirstBatch(self._health, self._changing))
-        else:
-            given = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
-            callbacks = [FirstBatch(self._health, self._changing), *given]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        with FirstBatch(self._lesson.health, self._changing).among(callbacks, self) as every:
+            return super().fit(*args, callbacks=every, **kwargs)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """The total loss of a batch, a float32 scalar; see the class for the formula."""
+        x, said = split(x)
         size = ops.shape(keras.tree.flatten(x)[0])[0]
         parts = [self._aggregate_additional_loss(loss) for loss in self.losses]
         optimizer = getattr(self, "optimizer", None)  # without `compile` there is none
         updates = 0 if optimizer is None else optimizer.iterations
+        step = running(self)
         with at_step(updates):
             hard_weight = now(self.student_loss_weight)
             if self._trackers.student is not None:
@@ -214,7 +211,8 @@ class Distiller(keras.Model):
                 self._trackers.log(self._trackers.student, hard, size)
                 parts.append(hard_weight * hard)
             if self._trackers.soft:
-                values = self._soft_losses(Batch(x, self._seen(x, y_pred), y, sample_weight, training))
+                batch = Batch(x, said, self._seen(x, y_pred), y, sample_weight, training)
+                values = self._lesson.values(batch, {} if step is None else step.taught)
                 for tracker, weight, value in zip(
                     self._trackers.soft, self.distillation_loss_weights, values, strict=True
                 ):
@@ -233,33 +231,13 @@ class Distiller(keras.Model):
             )
         return self._compile_loss(y, y_pred, sample_weight)
 
-    def _soft_losses(self, batch: Batch) -> list[Any]:
-        taps = self._knowledge.teacher_taps
-        taught = [teacher.observe(batch.x, taps(k), batch.student) for k, teacher in enumerate(self._teachers)]
-        pairs = [self._pairs(k, batch.student.outputs, said.outputs) for k, said in enumerate(taught)]
-        for health, own in zip(self._health, pairs, strict=True):
-            health.count(own, self.from_logits)
-        weights: Any = self.teacher_weights
-        if weights == "confidence":
-            weights = self._confidence(pairs, batch, taught)
-        return self._knowledge.values(pairs, taught, batch, weights)
-
-    def _confidence(self, pairs: list[list[OutputPair]], batch: Batch, taught: list[Observation]) -> Any:
-        labels = labels_of(batch.labels, pairs[0][0], len(pairs[0]))
-        if labels is None or len(pairs[0]) > 1:
-            raise ValueError(
-                '`teacher_weights="confidence"` compares what the teachers say with the labels of one output; '
-                f"{'the data holds no labels' if labels is None else 'the model has several outputs'}. Give numbers."
-            )
-        return confidence(taught, [own[0].logits(own[0].activation())[0] for own in pairs], labels)
-
     def _seen(self, x: Any, y_pred: Any) -> Observation:
         """What the student made in the call that returned `y_pred`."""
-        step, wanted = running(self), self._tapped()
+        step, wanted = running(self), self._lesson.tapped()
         if step is not None and step.student is not None:
             return Observation(y_pred, step.student.seen)
         if not wanted:
-            return Observation(y_pred, Recording(frozenset()))
+            return Observation(y_pred, Recording())
         if keras.src.backend.common.symbolic_scope.in_symbolic_scope():
             return Observation(y_pred, observed(lambda: self.student(x, training=False), wanted).seen)
         raise ValueError(
@@ -267,45 +245,18 @@ class Distiller(keras.Model):
             "`with distiller.one_step():`."
         )
 
-    def _tapped(self) -> list[Any]:
-        found = self._knowledge.student_taps()
-        for number, teacher in enumerate(self._teachers):
-            found += self._knowledge.teacher_taps(number) if teacher.model is self.student else []
-        return found
-
-    def _pairs(self, teacher: int, student_outputs: Any, teacher_outputs: Any) -> list[OutputPair]:
-        kinds = self._teachers[teacher].kinds()
-        return pair_outputs(self.student, student_outputs, teacher_outputs, kinds, self.from_logits)
-
-    def _check_losses(self) -> None:
-        """Says at construction what would fail in the first step, where both models' outputs are known."""
-        for loss in self.distillation_losses:
-            if not isinstance(loss, DistillationLoss):
-                for teacher in self._teachers:
-                    check_stock(loss, self.student, teacher.model)
-        ours = symbolic_outputs(self.student)
-        for number, teacher in enumerate(self._teachers):
-            theirs = teacher.outputs()
-            if ours is None or theirs is None:
-                continue
-            pairs = self._pairs(number, ours, theirs)
-            for loss in self.distillation_losses:
-                if isinstance(loss, DistillationLoss) and loss.on_outputs:
-                    for pair in select_outputs(loss, pairs) if loss.reads_logits else ():
-                        pair.activation(loss.activation)
-
     def _build_knowledge(self, inputs: Any, outputs: Any) -> None:
         known = inputs is not None and outputs is not None
-        if known or (self.student.built and not self._knowledge.needs_shapes()):
+        if known or (self.student.built and not self._lesson.knowledge.needs_shapes()):
             with self.distribute_strategy.scope():
-                self._knowledge.build(self.student, inputs, outputs)
+                self._lesson.knowledge.build(self.student, inputs, outputs)
             self._hide("_inputs_seen", inputs)
-        self.built = self.student.built and self._knowledge.built
+        self.built = self.student.built and self._lesson.knowledge.built
 
     def _changing(self) -> list[keras.Variable]:
         """All that a training step changes."""
         own = [*self.variables, *([] if self.optimizer is None else self.optimizer.variables)]
-        return own + [variable for extra in self._knowledge.extras for variable in extra.variables]
+        return own + [variable for extra in self._lesson.knowledge.extras for variable in extra.variables]
 
     def __tflite_source__(self) -> dict[str, Any]:
         """Refuses: what is shipped is the student."""
@@ -316,7 +267,7 @@ class Distiller(keras.Model):
         return None if seen is None else {"inputs": shapes_of(seen)}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        if config and not self._knowledge.built:
+        if config and not self._lesson.knowledge.built:
             keras.src.backend.compute_output_spec(self.call, specs_from(config["inputs"]))
 
     def get_config(self) -> dict[str, Any]:

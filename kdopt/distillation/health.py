@@ -1,6 +1,7 @@
 """What is wrong with the values of a first batch, where only a look at them can tell."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -82,10 +83,30 @@ class FirstBatch(keras.callbacks.Callback):
         super().__init__()
         self._parts, self._variables = list(parts), variables
         self._before: list[tuple[keras.Variable, Any]] | None = None
+        self._known = True
+
+    @contextmanager
+    def among(self, callbacks: Any, model: keras.Model) -> Iterator[Any]:
+        """Gives the callbacks of a `fit`, in whatever form they came, with itself as the first."""
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            given = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
+            yield [self, *given]
+            return
+        self.set_model(model)
+        callbacks.callbacks.insert(0, self)
+        try:
+            yield callbacks
+        finally:
+            callbacks.callbacks.remove(self)
 
     def on_train_begin(self, logs: Any = None) -> None:
         for part in self._parts:
             part.reset()
+        optimizer = self.model.optimizer
+        self._known = self.model.built  # else it is built by the first batch, and there is nothing to go back to
+        if self._known and optimizer is not None and not optimizer.built:
+            with self.model.distribute_strategy.scope():
+                optimizer.build(self.model.trainable_variables)
         self._before = [(variable, ops.convert_to_numpy(variable)) for variable in self._variables()]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -93,7 +114,7 @@ class FirstBatch(keras.callbacks.Callback):
             return
         try:
             for part in self._parts:
-                part.check(" The student is as it was before.")
+                part.check(" The student is as it was before." if self._known else "")
                 part.warn()
         except ValueError:
             for variable, value in self._before:

@@ -15,7 +15,7 @@ from kdopt.distillation.outputs import OutputPair, pair_outputs
 from kdopt.distillation.reduction import reduced, weight_of
 from kdopt.distillation.stock import stock_loss, stock_taps
 from kdopt.distillation.taps import STAGES, Tapped, resolve, tensors_of
-from kdopt.distillation.teachers import Observation, Teacher
+from kdopt.distillation.teachers import Observation, Teacher, named
 from kdopt.distillation.validation import select_outputs
 
 
@@ -25,6 +25,7 @@ class Batch:
 
     Attributes:
         x: What the student read.
+        said: What the data carry of cached teachers, by key.
         student: What the student made.
         labels: As `fit` gives them, or None.
         sample_weight: As `fit` gives them, or None.
@@ -32,6 +33,7 @@ class Batch:
     """
 
     x: Any
+    said: dict[str, Any]
     student: Observation
     labels: Any
     sample_weight: Any
@@ -168,7 +170,7 @@ class Knowledge:
                     of_loss.append(Term(own, number))
                     continue
                 from_student = tensors_of(student, inputs) if from_student is None else from_student
-                ours, theirs = _paired(own, wanted, (from_student, student), (teacher.tensors(inputs), teacher.model))
+                ours, theirs = _paired(own, wanted, (from_student, student), (teacher.tensors(inputs), named(teacher)))
                 if isinstance(own, FeatureLoss):
                     own.build(theirs, ours)
                 of_loss.append(Term(own, number, tuple(ours), tuple(theirs)))

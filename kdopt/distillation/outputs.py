@@ -151,13 +151,23 @@ def pair_outputs(
                 "give the same classes (and positions) for the same input."
             )
     told = any(value is not None for value in from_logits.values())
-    student_kinds = _kinds(output_activations(student), "student", len(ours), from_logits["student"])
-    kinds = _kinds(teacher_kinds, "teacher", len(ours), from_logits["teacher"])
+    student_kinds = kinds_of(output_activations(student), "student", len(ours), from_logits["student"])
+    kinds = kinds_of(teacher_kinds, "teacher", len(ours), from_logits["teacher"])
     rows = enumerate(zip(names, ours, theirs, student_kinds, kinds, strict=True))
     return [OutputPair(index, name, s, t, s_kind, t_kind, told) for index, (name, s, t, s_kind, t_kind) in rows]
 
 
-def _kinds(found: list[str | None] | None, role: str, count: int, from_logits: bool | None) -> list[str | None]:
+def kinds_of(found: list[str | None] | None, role: str, count: int, from_logits: bool | None) -> list[str | None]:
+    """The kind of each output, as `OutputPair` has it.
+
+    Args:
+        found: What `output_activations` says of the model.
+        role: `"student"` or `"teacher"`, for messages.
+        count: Number of outputs.
+        from_logits: What the user says: True, False, or None = as found.
+
+    Raises: ValueError if the model describes another number of outputs.
+    """
     if from_logits:
         return [LINEAR] * count
     found = found or [None] * count

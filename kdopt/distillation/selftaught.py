@@ -1,7 +1,7 @@
 """Teachers that are made of the student itself."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -19,6 +19,7 @@ class SelfTeacher:
     """A teacher that the Distiller makes of its student; `bind` is called with it once."""
 
     model: keras.Model
+    waits = False
 
     def bind(self, student: keras.Model) -> None:
         """Takes the built student."""
@@ -37,11 +38,17 @@ class SelfTeacher:
         """Called in each training step after the student was updated."""
 
     def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
         return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The teacher that `get_config` described."""
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable("kdopt")
-class MovingAverage(SelfTeacher):
+class MeanTeacher(SelfTeacher):
     """The student's own weights, averaged over training, teach it.
 
         t <- decay * t + (1 - decay) * s       after every step, for every Variable that is a weight
@@ -53,7 +60,7 @@ class MovingAverage(SelfTeacher):
 
     Example:
     ```
-    Distiller(student=net, teacher=MovingAverage(0.99), distillation_losses=[SoftTargets(1.0)])
+    Distiller(student=net, teacher=MeanTeacher(0.99), distillation_losses=[SoftTargets(1.0)])
     ```
 
     Reference: Tarvainen, Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
@@ -65,13 +72,13 @@ class MovingAverage(SelfTeacher):
     def bind(self, student: keras.Model) -> None:
         if not student.built:
             raise ValueError(
-                f"MovingAverage copies the student, but {student.name!r} is not built. Give it an `Input`, or call it "
+                f"MeanTeacher copies the student, but {student.name!r} is not built. Give it an `Input`, or call it "
                 "on a batch first."
             )
         self.student, self.model = student, copy_model(student)
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        del student
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        del student, batch
         with keras.StatelessScope():
             return observed(lambda: self.model(x, training=False), wanted)
 
@@ -113,6 +120,8 @@ class DeepestExit(SelfTeacher):
     Reference: Zhang et al., "Be Your Own Teacher", ICCV 2019, equations 4 and 5.
     """
 
+    waits = True
+
     def __init__(self, output: int | str = -1) -> None:
         self.output = output
 
@@ -138,8 +147,8 @@ class DeepestExit(SelfTeacher):
         own = symbolic_outputs(self.model)
         return None if own is None else self._taught(own)
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        del x, wanted
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        del x, wanted, batch
         return Observation(self._taught(student.outputs), student.seen)
 
     def _taught(self, outputs: Any) -> Any:

@@ -3,10 +3,8 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from kdopt.distillation.teachers import Observation
 
 _local = threading.local()  # each replica of tf.distribute runs in a thread of its own
 
@@ -17,18 +15,25 @@ class Step:
 
     Attributes:
         owner: The Distiller.
-        student: What its student made; `None` before the call.
+        student: The `Observation` of what its student made (of several students, a list); `None` before the call.
+        taught: Number of a teacher -> what it says of the batch, if it was asked before the student.
     """
 
     owner: Any
-    student: Observation | None = None
+    student: Any = None
+    taught: dict[int, Any] = field(default_factory=dict)
 
 
 @contextmanager
-def run_step(owner: Any) -> Iterator[None]:
-    """Makes a step the running one of this thread."""
+def run_step(owner: Any, student: Any = None) -> Iterator[None]:
+    """Makes a step the running one of this thread.
+
+    Args:
+        owner: Whose step it is.
+        student: What its student has made already. Defaults to `None`: nothing yet.
+    """
     before = getattr(_local, "step", None)
-    _local.step = Step(owner)
+    _local.step = Step(owner, student)
     try:
         yield
     finally:

@@ -12,8 +12,13 @@ from kdopt.core.recording import Recorded
 from kdopt.distillation.outputs import OutputPair
 
 
-def check_stock(loss: Any, student: keras.Model, teacher: keras.Model) -> None:
+def check_stock(loss: Any, student: keras.Model, teacher: keras.Model | None) -> None:
     """Refuses at construction what cannot be computed, and warns of a loss that is not what it says.
+
+    Args:
+        loss: Of `keras.distillation`.
+        student: The student.
+        teacher: The teacher; None if only a cache of it is there.
 
     Raises: ValueError for a loss on an inner layer of one model alone, and what the loss's own validation raises.
     """
@@ -29,7 +34,8 @@ def check_stock(loss: Any, student: keras.Model, teacher: keras.Model) -> None:
             "a softmax, clipped to [0, 1]; the result is no divergence of probabilities. Pass "
             "`loss=keras.losses.KLDivergence()`, or use kdopt's `SoftTargets`."
         )
-    if not any(names.values()):  # its check of names knows no nested or subclassed models; taps do
+    # Its check of names knows no nested or subclassed models; taps do.
+    if teacher is not None and not any(names.values()):
         loss.validate_model_compatibility(teacher, student)
 
 

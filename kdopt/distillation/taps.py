@@ -34,6 +34,7 @@ class Tapped:
         calls: How many there are.
         shape: With the batch axis; `None` where it is not known.
         attends: Whether it is an attention layer.
+        absent: Why its values cannot be had, as an error says it; empty where they can.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Tapped:
     calls: int
     shape: tuple[int | None, ...]
     attends: bool = False
+    absent: str = ""
 
     @property
     def name(self) -> str:
@@ -110,7 +112,8 @@ def resolve(taps: Taps, tensors: Sequence[Tapped], model: keras.Model, role: str
         model: For indices and messages.
         role: `"student"` or `"teacher"`, for messages.
 
-    Raises: ValueError for a tap that is not there, with the close ones and the list; TypeError for what is no tap.
+    Raises: ValueError for a tap that is not there, with the close ones and the list, or whose values cannot be had;
+        TypeError for what is no tap.
     """
     found: list[Tapped] = []
     for tap in taps if isinstance(taps, list | tuple) else [taps]:
@@ -132,6 +135,9 @@ def resolve(taps: Taps, tensors: Sequence[Tapped], model: keras.Model, role: str
                 f"Tap {tap!r} fits {len(matches)} tensors of the {role} {model.name!r}: "
                 f"{', '.join(repr(tensor.name) for tensor in matches[:6])}. Name one of them."
             )
+        for tensor in matches:
+            if tensor.absent:
+                raise ValueError(tensor.absent)
         found += matches
     return found
 
@@ -142,7 +148,7 @@ def stages(tensors: Sequence[Tapped]) -> list[Tapped]:
     Maps of one by one position (the gates of squeeze and excite), padded and rescaled inputs, and tensors inside a
     layer are no stages.
     """
-    padding = [tensor for tensor in tensors if isinstance(tensor.operation, _PREPARING)]
+    padding = [tensor for tensor in tensors if prepares(tensor.operation)]
     whole = [tensor for tensor in tensors if tensor not in padding and not _is_inside(tensor, tensors)]
     for rank in (5, 4, 3):
         last: dict[tuple[int | None, ...], Tapped] = {}
@@ -171,15 +177,25 @@ def last_attention(tensors: Sequence[Tapped]) -> list[Tapped]:
 _GROUPS = {STAGES: stages, EMBEDDING: embedding, ATTENTION: last_attention}
 
 
+def prepares(operation: Any) -> bool:
+    """Whether an operation only pads or prepares an input."""
+    return isinstance(operation, _PREPARING) or getattr(operation, "prepares", False)
+
+
+def is_model(operation: Any) -> bool:
+    """Whether an operation is a nested model."""
+    return isinstance(operation, keras.Model) or getattr(operation, "is_model", False)
+
+
 def _has_weights(operation: Any) -> bool:
-    return bool(getattr(operation, "weights", ())) and not isinstance(operation, keras.Model)
+    return bool(getattr(operation, "weights", ())) and not is_model(operation)
 
 
 def _is_inside(tensor: Tapped, tensors: Sequence[Tapped]) -> bool:
     """Whether it is made inside a layer that is no model."""
     for other in tensors:
         inside = tensor.path.startswith(f"{other.path}/")
-        if inside and not isinstance(other.operation, keras.Model):
+        if inside and not is_model(other.operation):
             return True
     return False
 

@@ -31,7 +31,8 @@ class Observation:
 class Teacher(Protocol):
     """Something that says of each batch what the student should learn."""
 
-    model: keras.Model
+    model: keras.Model | None  # of a cache it need not be there; then the teacher itself has a `name` and `layers`
+    waits: bool  # whether it needs what the student made of the batch
 
     def kinds(self) -> list[str | None] | None:
         """The last activation of each output, as `output_activations`."""
@@ -42,8 +43,15 @@ class Teacher(Protocol):
     def tensors(self, inputs: Any) -> list[Tapped]:
         """What can be tapped, given the KerasTensors that the student reads; `None`: not known."""
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        """What it says of the batch `x`, which the student has just seen."""
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        """What it says of the inputs `x`, which the student has just seen.
+
+        Args:
+            x: As the student reads them.
+            wanted: Its tensors to keep.
+            student: What the student made.
+            batch: The `Batch`: with what the data carry beside the inputs, and whether the step trains.
+        """
 
 
 class ModelTeacher:
@@ -53,6 +61,8 @@ class ModelTeacher:
         model: Built `keras.Model`.
         preprocessing: Function of the student's batch that gives the teacher's. Defaults to `None`: the same batch.
     """
+
+    waits = False
 
     def __init__(self, model: keras.Model, preprocessing: Preprocessing | None = None) -> None:
         self.model, self.preprocessing = model, preprocessing
@@ -69,8 +79,8 @@ class ModelTeacher:
             own = keras.src.backend.compute_output_spec(self._prepared, inputs)
         return tensors_of(self.model, own)
 
-    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation) -> Observation:
-        del student
+    def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
+        del student, batch
         # Whatever the teacher would write even in inference (seeds, counters, its own losses) ends with the scope.
         with keras.StatelessScope():
             return observed(lambda: self.model(self._prepared(x), training=False), wanted)
@@ -79,10 +89,15 @@ class ModelTeacher:
         return x if self.preprocessing is None else self.preprocessing(x)
 
 
+def named(teacher: Teacher) -> Any:
+    """What has the teacher's name and layers: its model, or what stands for it."""
+    return teacher if teacher.model is None else teacher.model
+
+
 def observed(run: Callable[[], Any], wanted: Sequence[Tapped]) -> Observation:
     """Runs a model and keeps the tensors that are wanted."""
     if not wanted:
-        return Observation(run(), Recording(frozenset()))
+        return Observation(run(), Recording())
     with recording(tapped.operation for tapped in wanted) as seen:
         outputs = run()
     return Observation(outputs, seen)
@@ -96,14 +111,13 @@ def symbolic_inputs(model: keras.Model) -> Any:
     return struct if struct is not None else None
 
 
-def confidence(observations: Sequence[Observation], logits: Sequence[Any], labels: Any) -> Any:
+def confidence(logits: Sequence[Any], labels: Any) -> Any:
     """How far each teacher is to be trusted with each sample.
 
         w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1),     CE_k = cross entropy of teacher k and the label
 
     Args:
-        observations: Those of the K >= 2 teachers.
-        logits: Class logits of each, shape (batch, ..., classes).
+        logits: Class logits of each of K >= 2 teachers, shape (batch, ..., classes).
         labels: Class numbers, shape (batch, ...).
 
     Returns: shape (K, batch, ...), float32, sums to 1 over the teachers.
@@ -112,4 +126,4 @@ def confidence(observations: Sequence[Observation], logits: Sequence[Any], label
     """
     entropies = [keras.losses.sparse_categorical_crossentropy(labels, each, from_logits=True) for each in logits]
     shares = ops.softmax(ops.stack(entropies), axis=0)
-    return ops.stop_gradient((1.0 - shares) / (len(observations) - 1))
+    return ops.stop_gradient((1.0 - shares) / (len(logits) - 1))

@@ -31,7 +31,7 @@ class Trackers:
 
     def all(self) -> list[keras.metrics.Metric]:
         """Every metric of them, and those of the losses."""
-        terms = self._distiller._knowledge.terms
+        terms = self._distiller._lesson.knowledge.terms
         own = [term.loss for of_loss in terms for term in of_loss if isinstance(term.loss, DistillationLoss)]
         first = [] if self.student is None else [self.student]
         return [*first, *self.soft, *(mean for mean, _ in self._schedules), *(m for loss in own for m in loss.metrics)]

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair
 from kdopt.distillation.selftaught import SelfTeacher
@@ -14,17 +15,19 @@ def check_models(student: Any, source: Any) -> None:
 
     Args:
         student: The student.
-        source: A `ModelTeacher`, or a `SelfTeacher`, which has no model yet.
+        source: A `ModelTeacher`; a `SelfTeacher`, which has no model yet; or a `TeacherCache`, which need not have one.
 
     Raises: TypeError for what is no `keras.Model`; ValueError for an unbuilt teacher, shared weights or unlike inputs.
     """
-    teacher = getattr(source, "model", student)
+    teacher: Any = getattr(source, "model", None)
+    if teacher is None and isinstance(source, SelfTeacher | TeacherCache):
+        teacher = student
     for role, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, keras.Model):
             raise TypeError(
                 f"`{role}` must be a keras.Model (Keras 3); got {type(model).__module__}.{type(model).__name__}."
             )
-    if isinstance(source, SelfTeacher):
+    if isinstance(source, SelfTeacher) or source.model is None:
         return
     if student is teacher:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from kdopt.graph.trace import graph_of, is_graph, nodes_of
+from kdopt.graph.trace import graph_of, is_graph, nodes_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TracedInput:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one Keras operation (layer or `keras.ops` node)."""
+    """One call of one Keras operation (layer or `keras.ops` node); `node` is Keras's own record of it."""
 
     name: str
     operation: Any
@@ -40,6 +40,7 @@ class Call:
     outputs: tuple[int, ...]
     shapes: tuple[tuple[int | None, ...], ...]
     dtypes: tuple[str, ...]
+    node: Any = None
 
     def inputs(self) -> tuple[int, ...]:
         """Numbers of the tensors in the arguments, in order of appearance."""
@@ -101,7 +102,7 @@ class _Tracer:
     def call(self, node: Any, args: tuple, kwargs: dict, prefix: str) -> list[int]:
         operation = node.operation
         name = self.names.setdefault(id(operation), _unique(prefix + operation.name, set(self.names.values())))
-        flat = [leaf.index for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+        flat = [leaf.index for leaf in tensors_of(args, kwargs, Ref)]
         graph = _graph_inside(operation, len(flat))
         if graph is not None:
             return self.inline(graph, flat, f"{name}.")
@@ -110,7 +111,7 @@ class _Tracer:
         outputs = [self.fresh() for _ in node.outputs]
         shapes = tuple(tuple(tensor.shape) for tensor in node.outputs)
         dtypes = tuple(str(tensor.dtype) for tensor in node.outputs)
-        self.calls.append(Call(name, operation, tuple(args), kept, tuple(outputs), shapes, dtypes))
+        self.calls.append(Call(name, operation, tuple(args), kept, tuple(outputs), shapes, dtypes, node))
         return outputs
 
 

@@ -12,7 +12,7 @@ from keras.src import backend
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from kdopt.core.compiling import compile_as
-from kdopt.core.copying import copy_assets
+from kdopt.core.copying import copy_assets, settle
 from kdopt.graph.channels.constants import Constants
 from kdopt.graph.channels.groups import ChannelGraph
 from kdopt.graph.channels.labels import Flow
@@ -27,6 +27,10 @@ def without(
     removed: np.ndarray,
     added: Mapping[int, np.ndarray] | None = None,
     branches: bool = False,
+    *,
+    weights: bool = True,
+    compiled: bool = True,
+    name: str | None = None,
 ) -> keras.Model:
     """A new model without some channels.
 
@@ -41,14 +45,19 @@ def without(
         removed: Integer array, the identities that go, all of their united sets.
         added: Identity of a Variable -> what is added to its value before it is cut.
         branches: Whether layers go, too, that add nothing but a constant to another tensor as they are.
+        weights: Whether the new layers get the old weights, cut. With False they keep those that their own initializers
+            gave them, but for what a layer has learned by `adapt`. Defaults to `True`.
+        compiled: Whether to compile it, if the model is. Defaults to `True`.
+        name: Of the new model. Defaults to `None`: the old one's.
 
     Raises: ValueError if nothing is left where something must be.
     """
     cut = _Cut(graph, removed, added or {}, branches)
     with SafeModeScope(False):  # it is the user's own model, not a file
-        made = cut.model(model)
-    cut.move_weights()
-    compile_as(made, model)
+        made = cut.model(model, name)
+    cut.move_weights(weights)
+    if compiled:
+        compile_as(made, model)
     return made
 
 
@@ -80,8 +89,9 @@ class _Cut:
         self._made: dict[int, Any] = {}
         self._pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
-    def model(self, model: keras.Model) -> keras.Model:
+    def model(self, model: keras.Model, name: str | None = None) -> keras.Model:
         """A new model; what a nested one is called on may have become narrower."""
+        name = name or model.name
         graph = self._graph.graphs[id(model)]
         called = self._graph.inputs.get(id(model))
         shapes = [self._new_shape(flow) for flow in called[0]] if called else [t.shape for t in graph.inputs]
@@ -95,16 +105,19 @@ class _Cut:
         ]
         inputs = keras.tree.pack_sequence_as(graph._inputs_struct, placed)
         if isinstance(model, keras.Sequential):  # a chain: where nothing is left inside, nothing is left of it
-            made = keras.Sequential([placed[0], *(self._operation(layer) for layer in model.layers)], name=model.name)
+            made = keras.Sequential([placed[0], *(self._operation(layer) for layer in model.layers)], name=name)
         else:
             outputs = self._run(graph, placed)
             kind: Callable[..., keras.Model] = type(model) if makes_graphs(type(model)) else keras.Model
-            made = kind(inputs, keras.tree.pack_sequence_as(graph._outputs_struct, outputs), name=model.name)
+            made = kind(inputs, keras.tree.pack_sequence_as(graph._outputs_struct, outputs), name=name)
         self._pairs.append((model, made))
         return made
 
-    def move_weights(self) -> None:
-        """Weights, cut, from the old layers into the new ones; then what training may change."""
+    def move_weights(self, learned: bool = True) -> None:
+        """Weights, cut, from the old layers into the new ones; then what training may change.
+
+        Without `learned` the new layers keep those they have, but for layers with `adapt`.
+        """
         for old, new in self._pairs:
             if isinstance(old, keras.Model):
                 continue
@@ -117,8 +130,10 @@ class _Cut:
                     "channels, and a @kdopt.graph.resize_rule if its size is an argument; a "
                     "quantized layer, or one with LoRA weights, is to be shrunk before that."
                 )
-            for value, target in zip(values, new.weights, strict=True):
-                target.assign(value)
+            if learned or any(hasattr(layer, "adapt") for layer in old._flatten_layers()):
+                for value, target in zip(values, new.weights, strict=True):
+                    target.assign(value)
+                settle(new)
         for old, new in reversed(self._pairs):
             if isinstance(old, keras.Model):
                 new.trainable = old.trainable

@@ -155,7 +155,7 @@ def total_loss(distiller, x, y, sample_weight=None, training=False):
 def test_the_gradient_reaches_the_student_and_the_losses_own_parts_only(name):
     case, distiller = CASES[name], distiller_of(name)
     x, y = map(ops.convert_to_tensor, data(case.net))
-    groups = [model.trainable_variables for model in (distiller.student, distiller.teacher, *distiller._parts)]
+    groups = [model.trainable_variables for model in (distiller.student, distiller.teacher, *distiller._own_parts())]
     with tf.GradientTape() as tape:
         loss = total_loss(distiller, x, y, training=True)
     ours, theirs, *own = tape.gradient(loss, [[variable.value for variable in group] for group in groups])

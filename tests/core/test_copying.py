@@ -44,3 +44,12 @@ def test_the_error_names_lambdas():
     model(X)
     with pytest.raises(ValueError, match="It has 'scaled': what the function of a Lambda refers to"):
         copy_model(model)
+
+
+def test_what_a_normalization_has_adapted_to_is_copied():
+    norm = L.Normalization()
+    norm.adapt(3 + 2 * np.random.default_rng(0).normal(size=(100, 4)))
+    copied = copy_model(keras.Sequential([keras.Input((4,)), norm]))
+    expected = (X - norm.mean.numpy()) / np.sqrt(norm.variance.numpy())
+    np.testing.assert_allclose(copied(X), expected, rtol=1e-5)
+    assert np.abs(expected - X).max() > 1

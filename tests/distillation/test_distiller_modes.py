@@ -149,6 +149,66 @@ def test_two_replicas_train_as_one():
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
 
 
+FEATURES = """
+    import os, sys, json
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import keras, numpy as np, tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    sys.path.insert(0, sys.argv[1])
+    from distillation_oracles import data, hard_loss, mlp
+    from kdopt.distillation import Distiller, MeanTeacher, MutualLearning, losses
+
+    def run(strategy, make):
+        with strategy.scope():
+            model = make()
+            model.compile(keras.optimizers.SGD(0.1), loss=hard_loss())
+        x, y = data(64)
+        dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+        history = model.fit(dataset, epochs=2, verbose=0).history
+        return history, [w.numpy().tolist() for w in model.trainable_variables]
+
+    def frozen(seed, width=8):
+        model = mlp(seed, width=width)
+        model.layers[2].trainable = False
+        return model
+
+    def features():
+        keras.utils.set_random_seed(3)
+        given = [losses.SoftTargets(), losses.Hint(1)]
+        return Distiller(student=frozen(1, 4), teacher=mlp(2), distillation_losses=given)
+
+    def averaged():
+        return Distiller(student=frozen(1), teacher=MeanTeacher(0.5))
+
+    def cohort():
+        return MutualLearning(students=[frozen(1), frozen(2)])
+
+    def learned():
+        given = [losses.AdversarialFeature(1), losses.CRD(1, bank=32), losses.VID(1), losses.RelationalAngle(1)]
+        return Distiller(student=mlp(1), teacher=mlp(2), distillation_losses=given)
+
+    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    one = tf.distribute.get_strategy()
+    found = {make.__name__: [run(one, make), run(two, make)] for make in (features, averaged, cohort)}
+    print(json.dumps({**found, "learned": run(two, learned)[0]}))
+"""
+
+
+def test_two_replicas_with_features_averages_and_cohorts():
+    command = [sys.executable, "-c", textwrap.dedent(FEATURES), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("features", "averaged", "cohort"):
+        (one, one_weights), (two, two_weights) = found[name]
+        for key, values in one.items():
+            np.testing.assert_allclose(two[key], values, rtol=1e-3, atol=1e-6, err_msg=f"{name} {key}")
+        for ours, expected in zip(two_weights, one_weights, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5, err_msg=name)
+    assert all(np.isfinite(values).all() for values in found["learned"].values())
+
+
 class OneBatchMask(keras.callbacks.Callback):
     """What a pruning callback does: find the student's kernels through the layers and constrain them."""
 

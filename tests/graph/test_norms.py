@@ -96,3 +96,14 @@ def test_sums_over_channels_stay():
     x = keras.Input((4,))
     model = keras.Model(x, L.Dense(2)(ops.sum(L.Dense(6)(x), axis=-1, keepdims=True)))
     assert channel_groups(model, allow_normalized_axes=True)[0].frozen == "'sum' sums over it"
+
+
+def test_what_a_normalization_has_adapted_to_goes_into_the_smaller_model():
+    norm = L.Normalization()
+    norm.adapt(3 + 2 * np.random.default_rng(0).normal(size=(100, 4)))
+    model = keras.Sequential([keras.Input((4,)), norm, L.Dense(6, name="wide"), L.Dense(2)])
+    small, removed = check(model, 0.5)
+    assert small.get_layer("wide").units == 6 - removed.size
+    x = np.ones((1, 4), "float32")
+    np.testing.assert_array_equal(small.layers[0](x), norm(x))
+    assert np.abs(norm(x) - x).max() > 1

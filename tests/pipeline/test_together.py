@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kdopt.distillation import Distiller
+from kdopt.distillation import Distiller, losses
 from kdopt.pruning import GradualPruning
 from kdopt.quantization import quantize_aware
 from kdopt.schedules import Polynomial
@@ -22,6 +22,27 @@ def net(width, name):
     x = layers.Add()([x, layers.ReLU()(layers.Conv2D(width, 3, padding="same", name="body")(x))])
     head = keras.Sequential([keras.Input((width,)), layers.Dense(3, activation="softmax", name="classes")], name="head")
     return keras.Model(inputs, head(layers.GlobalAveragePooling2D()(x)), name=name)
+
+
+@pytest.mark.parametrize("engine", ["native", "tfmot"])
+def test_one_fit_learns_from_inner_layers_of_a_quantized_student(engine):
+    """The tapped tensor is what the QAT model computes there: rounded, between the layers around it."""
+    teacher, student = net(8, "teacher"), net(4, "student")
+    qat = quantize_aware(student, engine=engine, calibration=X)
+    hint = losses.Hint("body", projector=layers.Dense(8, kernel_initializer="ones"))
+    distiller = Distiller(student=qat, teacher=teacher, distillation_losses=["soft_targets", hint])
+    distiller.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    first = distiller.evaluate(X, Y, verbose=0, return_dict=True)["hint_loss"]
+    body = [keras.Model(model.inputs, model.get_layer("body").output)(X) for model in (teacher, student)]
+    projected = np.repeat(np.sum(body[1], -1, keepdims=True), 8, -1)
+    assert first == pytest.approx(np.mean((body[0] - projected) ** 2), rel=0.05)  # the student is not yet rounded here
+    pruning = GradualPruning(Polynomial(0.5, end_step=12, frequency=4))
+    logs = distiller.fit(X, Y, batch_size=8, epochs=4, verbose=0, callbacks=[pruning]).history
+    assert logs["hint_loss"][-1] < first
+    kernel = qat.strip().get_layer("body").kernel.numpy()
+    assert np.mean(kernel == 0) == 0.5
+    assert not any(layer.name.startswith("hint") for layer in qat._flatten_layers())
+    assert convert(qat, "int8").calibrated == ()
 
 
 def test_one_fit_prunes_distills_and_quantizes():

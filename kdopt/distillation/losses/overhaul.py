@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from kdopt.core.validation import check_one_of
+from kdopt.distillation.cache.taps import Unseen
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.losses.feature import FeatureLoss
 from kdopt.distillation.taps import Tapped, Taps
@@ -66,6 +67,12 @@ class OverhaulFeature(FeatureLoss):
 
     def _normalization_of(self, tapped: Tapped) -> Any:
         layer = tapped.operation
+        if isinstance(self.margin, str) and isinstance(layer, Unseen):
+            raise ValueError(
+                f"OverhaulFeature reads the margin from the teacher's {tapped.name!r}, and of this teacher only a "
+                "cache is there. Open it with the model, `TeacherCache.open(path, teacher=model)`, or give a number: "
+                "`margin=-0.1`."
+            )
         if isinstance(self.margin, str) and not isinstance(layer, keras.layers.BatchNormalization):
             raise ValueError(
                 f"OverhaulFeature reads the margin from a BatchNormalization, but {tapped.name!r} of the teacher is "

@@ -8,7 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 from keras.src import backend
+from keras.src.ops.operation import Operation
 
+from kdopt.core.recording import is_recording, note
 from kdopt.graph.inline import Ref
 from kdopt.quantization.native.placement import Placement
 from kdopt.quantization.native.rules import LEFT
@@ -84,6 +86,7 @@ class Pass:
         self._observe, self._only, self._whole, self._after = observe, only, mode, after
         self._seen = {} if seen is None else seen
         self._cloned: dict[int, Any] = {}
+        self._noted: Any = None
         self._steps: dict[int, tuple[Any, Any]] = {}
         self._sums: dict[int, tuple[Any, Any, Any, float | None]] = {}
 
@@ -112,7 +115,17 @@ class Pass:
                 values[number] = self._placed(number, output)
                 if number in self.placement.cloned and self.mode == "rounded":
                     self._cloned[number] = output
+            if is_recording() and len(step.outputs) == 1:
+                self._note(step, values[step.outputs[0]])
         return [values[number] for number in traced.outputs]
+
+    def _note(self, step: Step, value: Any) -> None:
+        """Says what a layer made to who records it; with the activation inside it, as the layer's call would."""
+        if isinstance(step.operation, Operation):
+            self._noted = step.norm or step.operation
+            note(self._noted, value)
+        elif self._noted is not None and self._noted.name == step.layer:
+            note(self._noted, value, again=True)
 
     def _regularize(self, layer: Any, outputs: Any) -> None:
         """Adds what the activity regularizer of a layer says, by sample, as Keras does."""

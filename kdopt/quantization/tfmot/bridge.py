@@ -43,11 +43,12 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class Net:
-    """A tf_keras net and its variables by key (`source layer/variable`)."""
+    """A tf_keras net, its variables by key (`source layer/variable`), layers by name and tensors by number."""
 
     model: Any
     variables: dict[str, Any]
     layers: dict[str, Any]
+    tensors: dict[int, Any]
 
 
 LayerHook = Callable[[Step, Any], Any]
@@ -93,7 +94,7 @@ def emit(
         ):
             tensors[index] = wrap_tensor(index, tensor)
     outputs = [tensors[i] for i in (*blueprint.trace.outputs, *extra_outputs)]
-    return Net(tf_keras.Model(inputs, outputs), variables, layers)
+    return Net(tf_keras.Model(inputs, outputs), variables, layers, tensors)
 
 
 def scope_name(name: str) -> str:

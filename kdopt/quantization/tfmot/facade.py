@@ -106,6 +106,10 @@ class QuantizedModel(QuantizationAware):
     def _graph(self) -> Any:
         return self._hidden.graph
 
+    def __recorded_model__(self) -> keras.Model:
+        """Whose layers can be tapped; see `kdopt.core.recording`."""
+        return self._hidden.source
+
     @property
     def report(self) -> tuple[LayerReport, ...]:
         """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
@@ -169,16 +173,15 @@ class QuantizedModel(QuantizationAware):
         return {**found, "range_updates": self.range_updates}
 
     def _run(self, tensors: list[Any], training: bool) -> list[Any]:
-        net = self._hidden.net.model
-        outputs = net(tensors if len(tensors) > 1 else tensors[0], training=training)
-        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        net = self._hidden.net
+        outputs = net.run(tensors, training)
         if training:
             import tensorflow as tf
 
             # Tied to the outputs: a step that finds the data at its end must not count.
             with tf.control_dependencies(outputs):
                 self.range_updates.assign_add(1.0)
-        for loss in net.losses:
+        for loss in net.model.losses:
             self.add_loss(loss)
         return outputs
 

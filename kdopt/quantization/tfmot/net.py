@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kdopt.core.recording import is_recording, note
 from kdopt.quantization.report import LayerReport
 from kdopt.quantization.tfmot import quantizers
 from kdopt.quantization.tfmot.annotate import Placement, place
@@ -69,6 +70,8 @@ class QuantizedNet:
         self._names: set[str] = set()
         net = emit(self.blueprint, self._wrap_layer, self._wrap_tensor)
         self.model, self._weights, self.layers = net.model, net.variables, net.layers
+        self._tensors = net.tensors
+        self._open: Any = None
 
     @property
     def report(self) -> tuple[LayerReport, ...]:
@@ -84,6 +87,24 @@ class QuantizedNet:
             replace(entry, reason="; ".join([entry.reason, *texts.get(entry.layer, [])]))
             for entry in self.placement.report
         )
+
+    def run(self, tensors: list[Any], training: bool) -> list[Any]:
+        """Outputs, flat; what each layer of the source made is told to who records it."""
+        calls = [call for call in self.blueprint.trace.calls if len(call.outputs) == 1] if is_recording() else []
+        calls = [call for call in calls if call.outputs[0] in self._tensors]
+        net = self._opened([self._tensors[call.outputs[0]] for call in calls]) if calls else self.model
+        outputs = net(tensors if len(tensors) > 1 else tensors[0], training=training)
+        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        count = len(outputs) - len(calls)
+        for call, value in zip(calls, outputs[count:], strict=True):
+            note(call.operation, value)
+        return outputs[:count]
+
+    def _opened(self, inner: list[Any]) -> Any:
+        """The net with inner tensors as outputs, too; the same layers."""
+        if self._open is None:
+            self._open = type(self.model)(self.model.inputs, [*self.model.outputs, *inner])
+        return self._open
 
     def kept_kernels(self) -> dict[str, np.ndarray]:
         """Key of each kernel a scheme keeps something of -> its values as the file has them, before rounding."""

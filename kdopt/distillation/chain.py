@@ -1,0 +1,124 @@
+"""Students that become teachers: chains of assistants, and generations of one net."""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional
+
+from kdopt.core.files import write_atomic
+from kdopt.core.seeding import set_seed
+from kdopt.core.validation import check_integer
+from kdopt.distillation.distiller import Distiller
+
+Fit = Callable[[Distiller], Any]
+Distill = Callable[[keras.Model, Any], Distiller]
+
+
+def distill_chain(
+    models: Sequence[keras.Model],
+    fit: Fit,
+    *,
+    distill: Distill | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
+) -> list[keras.Model]:
+    """Distills a teacher into an assistant, the assistant into a smaller one, down to the student.
+
+    A student that is much smaller than its teacher learns more of one between them in size.
+
+    Args:
+        models: Two or more, from the trained teacher down to the student; all but the first are trained in place.
+        fit: Function that compiles a `Distiller` and fits it.
+        distill: Function (student, teacher) -> `Distiller`. Defaults to `None`: `Distiller(student=..., teacher=...)`.
+        folder: Where the weights of each trained link are kept; a chain that was stopped goes on after the last of
+            them. Defaults to `None`: nothing is kept.
+        verbose: Whether a line is printed for each link. Defaults to `True`.
+
+    Returns: the models, all trained.
+    Raises: ValueError for fewer than two models.
+
+    Example:
+    ```
+    def fit(distiller):
+        distiller.compile("adam", "sparse_categorical_crossentropy")
+        distiller.fit(x, y, epochs=20)
+
+    big, middle, small = distill_chain([big, middle, small], fit)
+    ```
+
+    Reference: Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020.
+    """
+    given = list(models)
+    if len(given) < 2:
+        raise ValueError(f"A chain goes from a teacher to a student: two models or more; got {len(given)}.")
+    for link, (teacher, student) in enumerate(itertools.pairwise(given), start=1):
+        if verbose:
+            print(f"Link {link} of {len(given) - 1}: {teacher.name} -> {student.name}", flush=True)
+        _link(student, teacher, fit, distill, None if folder is None else Path(folder) / f"link_{link}.weights.h5")
+    return given
+
+
+def born_again(
+    model: keras.Model,
+    fit: Fit,
+    *,
+    generations: int = 3,
+    distill: Distill | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
+) -> list[keras.Model]:
+    """Distills a trained net into a new one of its own kind, that into the next, and so on.
+
+    Later generations are often better than the first; all of them together, as `Distiller(teacher=[...])`, are a
+    stronger teacher still.
+
+    Args:
+        model: Trained; left as it is. A subclassed one needs `get_config`.
+        fit, distill, folder, verbose: As in `distill_chain`.
+        generations: Integer >= 1, how many new nets are trained. Defaults to `3`.
+        seed: Integer >= 0; generation g starts from the weights that seed + g draws. Keras is seeded with it. Defaults
+            to `0`.
+
+    Returns: `model` and its generations, all trained.
+    Raises: ValueError.
+
+    Reference: Furlanello et al., "Born Again Neural Networks", ICML 2018, section 3.
+    """
+    count = check_integer("generations", generations)
+    first = check_integer("seed", seed, minimum=0) + 1
+    found = [model, *(_newborn(model, first + generation) for generation in range(count))]
+    return distill_chain(found, fit, distill=distill, folder=folder, verbose=verbose)
+
+
+def _newborn(model: keras.Model, seed: int) -> keras.Model:
+    set_seed(seed)
+    if isinstance(model, keras.Sequential) or type(model) in (keras.Model, Functional):
+        return keras.models.clone_model(model)
+    made = type(model).from_config(model.get_config())
+    made.build_from_config(model.get_build_config())
+    return made
+
+
+def _link(student: keras.Model, teacher: keras.Model, fit: Fit, distill: Distill | None, path: Path | None) -> None:
+    if path is not None and path.exists():
+        student.load_weights(path)
+        return
+    made = Distiller(student=student, teacher=teacher) if distill is None else distill(student, teacher)
+    if not isinstance(made, Distiller) or made.student is not student:
+        raise TypeError(f"`distill` must return a Distiller of the student it is given; got {made!r}.")
+    fit(made)
+    if path is not None:
+        _keep(student, path)
+
+
+def _keep(student: keras.Model, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"part_{path.name}")
+    student.save_weights(part)
+    write_atomic(path, part.read_bytes())
+    part.unlink()

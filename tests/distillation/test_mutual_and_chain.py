@@ -1,0 +1,132 @@
+"""Students that teach each other, chains of assistants, generations."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from distillation_oracles import cross_entropy, data, hard_loss, hinton, mlp
+from keras import layers
+
+from kdopt.distillation.chain import born_again, distill_chain
+from kdopt.distillation.distiller import Distiller
+from kdopt.distillation.losses.hint import Hint
+from kdopt.distillation.losses.logits import SoftTargets
+from kdopt.distillation.mutual import MutualLearning
+
+
+def linear(seed):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.Input((6,)), layers.Dense(3, use_bias=False, name="f")])
+
+
+def test_the_loss_of_each_student_is_its_own_and_the_mean_over_its_peers():
+    students = [mlp(seed) for seed in (1, 2, 3)]
+    cohort = MutualLearning(students=students, student_loss_weight=0.3)
+    cohort.compile("sgd", loss=hard_loss(), metrics=["accuracy"])
+    x, y = data()
+    logs = cohort.evaluate(x, y, verbose=0, return_dict=True)
+    z = [np.asarray(student(x)) for student in students]
+    total = 0.0
+    for k in range(3):
+        soft = np.mean([hinton(z[j], z[k], 1.0).mean() for j in range(3) if j != k])
+        own = 0.3 * cross_entropy(y, z[k]).mean() + 0.7 * soft
+        np.testing.assert_allclose(logs[f"student_{k}/loss"], own, rtol=1e-4)
+        assert logs[f"student_{k}/accuracy"] == pytest.approx(np.mean(z[k].argmax(-1) == y))
+        total += own
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-4)
+
+
+def test_no_gradient_flows_from_a_student_to_those_that_teach_it():
+    students = [linear(1), linear(2)]
+    x, _ = data()
+    w, z = (
+        [np.array(v, "float64") for v in values]
+        for values in ([s.layers[0].kernel for s in students], [s(x) for s in students])
+    )
+    cohort = MutualLearning(students=students, student_loss_weight=0.0)
+    cohort.compile(keras.optimizers.SGD(1.0))
+    cohort.fit(x, batch_size=16, verbose=0)
+    softmax = [np.exp(v) / np.exp(v).sum(-1, keepdims=True) for v in z]
+    for k in range(2):
+        expected = w[k] - x.T @ (softmax[k] - softmax[1 - k]) / 16
+        np.testing.assert_allclose(students[k].layers[0].kernel, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_peers_and_a_saved_cohort(tmp_path):
+    cohort = MutualLearning(
+        students=[mlp(1, width=4), mlp(2, width=8)], distillation_losses=[SoftTargets(1.0), Hint(1)]
+    )
+    cohort.compile("adam", loss=hard_loss(), metrics=["accuracy"])
+    x, y = data(32)
+    history = cohort.fit(x, y, epochs=3, verbose=0).history
+    assert history["student_0/hint_loss"][-1] < history["student_0/hint_loss"][0]
+    logs = cohort.evaluate(x, y, verbose=0, return_dict=True)
+    cohort.save(tmp_path / "c.keras")
+    loaded = keras.saving.load_model(tmp_path / "c.keras")
+    assert loaded.evaluate(x, y, verbose=0, return_dict=True) == pytest.approx(logs, rel=1e-4)
+    assert [np.shape(said) for said in cohort.predict(x, verbose=0)] == [(32, 3), (32, 3)]
+
+
+def test_one_student_is_no_cohort():
+    with pytest.raises(ValueError, match="two students or more; got 1"):
+        MutualLearning(students=[mlp(1)])
+    model = mlp(1)
+    with pytest.raises(ValueError, match="same model"):
+        MutualLearning(students=[model, model])
+
+
+def fit(distiller):
+    distiller.compile(keras.optimizers.SGD(0.1), loss=hard_loss())
+    distiller.fit(*data(), batch_size=16, shuffle=False, verbose=0)
+
+
+def test_a_chain_is_one_distillation_after_the_other(capsys):
+    chain = [mlp(3, name="big"), mlp(2, name="middle"), mlp(1, name="small")]
+    assert distill_chain(chain, fit) == chain
+    assert "Link 1 of 2: big -> middle\nLink 2 of 2: middle -> small" in capsys.readouterr().out
+    big, middle, small = mlp(3), mlp(2), mlp(1)
+    fit(Distiller(student=middle, teacher=big))
+    fit(Distiller(student=small, teacher=middle))
+    for ours, expected in zip(chain[2].weights, small.weights, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chain_that_was_stopped_goes_on(tmp_path):
+    trained = []
+
+    def once(distiller):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(distiller.student)
+        fit(distiller)
+
+    with pytest.raises(KeyboardInterrupt):
+        distill_chain([mlp(3), mlp(2), mlp(1)], once, folder=tmp_path, verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["link_1.weights.h5"]
+    calls = []
+    again = distill_chain([mlp(3), mlp(5), mlp(1)], lambda d: (calls.append(d), fit(d)), folder=tmp_path, verbose=False)
+    assert [d.student for d in calls] == [again[2]]
+    np.testing.assert_array_equal(again[1].layers[1].kernel, trained[0].layers[1].kernel)
+
+
+def test_generations_start_from_weights_of_their_own():
+    made = []
+    model = mlp(7)
+
+    def distill(student, teacher):
+        made.append((student, teacher, np.array(student.layers[1].kernel)))
+        return Distiller(student=student, teacher=teacher)
+
+    found = born_again(model, fit, generations=2, distill=distill, verbose=False)
+    assert found[0] is model
+    assert [(s, t) for s, t, _ in made] == [(found[1], found[0]), (found[2], found[1])]
+    starts = [np.array(model.layers[1].kernel), *(start for _, _, start in made)]
+    assert not any(np.allclose(a, b) for a, b in itertools.pairwise(starts))
+
+
+def test_what_is_no_chain():
+    with pytest.raises(ValueError, match="two models or more; got 1"):
+        distill_chain([mlp(1)], fit)
+    with pytest.raises(TypeError, match="`distill` must return a Distiller of the student"):
+        distill_chain([mlp(1), mlp(2)], fit, distill=lambda student, teacher: None, verbose=False)
