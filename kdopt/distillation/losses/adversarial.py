@@ -99,25 +99,31 @@ def check_discriminator(given: Any) -> Any:
     return made
 
 
-def check_optimizer(given: Any) -> keras.optimizers.Optimizer:
-    """An optimizer for a discriminator alone.
+def check_optimizer(given: Any) -> Any:
+    """An optimizer for a discriminator alone, as it was given: one of a name is made later, in the Distiller's scope.
 
-    Raises: ValueError without one.
+    Raises: ValueError without one, or for one that Keras does not know.
     """
     if given is None:
         raise ValueError(
             "A discriminator needs an optimizer of its own, beside the Distiller's: a name or an object, such as "
             "`optimizer=keras.optimizers.Adam(1e-3)`; got None."
         )
-    return keras.optimizers.get(given)
+    make_optimizer(given)
+    return given
+
+
+def make_optimizer(given: Any, again: bool = False) -> keras.optimizers.Optimizer:
+    """The optimizer; another one of the same config, if `again`."""
+    made = keras.optimizers.get(dict(given) if isinstance(given, dict) else given)  # Keras writes into a config
+    return type(made).from_config(made.get_config()) if again and made is given else made
 
 
 def _config(loss: Any) -> dict[str, Any]:
-    own = loss.discriminator
-    serialize = keras.saving.serialize_keras_object
+    given = {"discriminator": loss.discriminator, "optimizer": loss.optimizer}
     return {
-        "discriminator": own if isinstance(own, str) else serialize(own),
-        "optimizer": serialize(loss.optimizer),
+        name: value if isinstance(value, str | dict) else keras.saving.serialize_keras_object(value)
+        for name, value in given.items()
     }
 
 
@@ -160,11 +166,10 @@ class AdversarialFeature(FeatureLoss):
         super().build(teacher, student)
         if len(student) > 1 and not isinstance(self.discriminator, str):
             raise ValueError(f"One discriminator cannot judge {len(student)} pairs of taps; make a loss for each.")
-        config = self.optimizer.get_config()
         for place, (theirs, ours) in enumerate(zip(teacher, student, strict=True)):
             rank = min(len(theirs.shape), len(ours.shape))
             shape = (*[None] * (rank - 1), theirs.shape[-1])
-            optimizer = type(self.optimizer).from_config(config) if place else self.optimizer
+            optimizer = make_optimizer(self.optimizer, again=place > 0)
             suffix = f"_{place}" if len(student) > 1 else ""
             self._games.append(make_game(self.discriminator, optimizer, shape, f"{self.name}{suffix}"))
 
@@ -219,7 +224,7 @@ class AdversarialLogits(DistillationLoss):
                 f"One discriminator cannot judge {len(classes)} outputs; choose one: `AdversarialLogits(output=...)`."
             )
         self.built = True
-        self._game = make_game(self.discriminator, self.optimizer, (None, classes[0]), self.name)
+        self._game = make_game(self.discriminator, make_optimizer(self.optimizer), (None, classes[0]), self.name)
 
     @property
     def extras(self) -> list[Any]:

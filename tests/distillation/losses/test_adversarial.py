@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from bound_losses import assert_gradient, bound, computed, gradient, normal, values_of
 from keras import layers
 
@@ -187,9 +188,22 @@ def test_discriminators_are_trained_by_their_own_optimizers_and_saved(tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_losses_made_outside_of_a_strategys_scope_train_inside():
+    losses = [AdversarialFeature(), AdversarialLogits()]
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        made = Distiller(student=net(1, 5), teacher=net(2, 7), distillation_losses=losses, student_loss_weight=0.0)
+        made.compile(keras.optimizers.SGD(0.01))
+    made.fit(normal(8, 6), batch_size=8, verbose=0)
+    assert [int(keras.ops.convert_to_numpy(loss.extras[1].iterations)) for loss in losses] == [1, 1]
+    assert [loss.get_config()["optimizer"] for loss in losses] == ["adam", "adam"]
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="needs an optimizer of its own"):
         AdversarialLogits(optimizer=None)
+    with pytest.raises(ValueError, match="nonsense"):
+        AdversarialFeature(optimizer="nonsense")
     with pytest.raises(TypeError, match="`discriminator` must be 'auto'"):
         AdversarialFeature(discriminator=len)
     with pytest.raises(ValueError, match="One discriminator cannot judge 2 outputs"):
