@@ -25,8 +25,8 @@ class AttentionMapsKL(FeatureLoss):
         loss = mean over heads, positions and sources of (A_t - A_s)^2                  ("mse")
 
     Queries, keys and values are caught on their way through the layers, which are computed once and may use any kernel;
-    masked and, with a causal mask, later positions take no part. Widths need not be equal; numbers of heads must, or
-    `relation_heads` regroups them.
+    positions that one of the models masks and, with a causal mask, later ones take no part. Widths need not be equal;
+    numbers of heads must, or `relation_heads` regroups them.
 
     Args:
         student_tap, teacher_tap: `keras.layers.MultiHeadAttention` or `GroupQueryAttention` layers; or layers that give
@@ -89,14 +89,16 @@ class AttentionMapsKL(FeatureLoss):
             )
 
     def _distance(self, relation: str, theirs: Recorded, ours: Recorded) -> Any:
-        (log_p, t, seen), (log_q, s, _) = (self._related(relation, one) for one in (theirs, ours))
-        t, log_p = ops.stop_gradient(t), ops.stop_gradient(log_p)
+        (t, seen), (s, also) = (self._related(relation, one) for one in (theirs, ours))
+        t = ops.stop_gradient(t)
         if tuple(t.shape[1:]) != tuple(s.shape[1:]):
             raise ValueError(
                 f"AttentionMapsKL: the teacher has {t.shape[1]} heads over {t.shape[2]}x{t.shape[3]} positions, the "
                 f"student {s.shape[1]} over {s.shape[2]}x{s.shape[3]}. For other numbers of heads pass "
                 "`relation_heads=`, an integer that divides the width of both; lengths must be equal."
             )
+        seen = seen * also
+        log_p, log_q = (ops.log_softmax(ops.where(seen > 0, values, _FAR), axis=-1) for values in (t, s))
         if self.distance == "kl":
             each = ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
         else:
@@ -105,17 +107,15 @@ class AttentionMapsKL(FeatureLoss):
         counts = ops.broadcast_to(counts, ops.shape(each))
         return ops.sum(each * counts, axis=(1, 2)) / ops.maximum(ops.sum(counts, axis=(1, 2)), 1.0)
 
-    def _related(self, relation: str, record: Recorded) -> tuple[Any, Any, Any]:
-        """Log-probabilities, what they are made of, and 1 where a source is seen: (batch, heads, targets, sources)."""
+    def _related(self, relation: str, record: Recorded) -> tuple[Any, Any]:
+        """Scores, or logarithms of probabilities, and 1 where a source is seen: (batch, heads, targets, sources)."""
         if record.attention is None:
             p = ops.cast(record.output, "float32")
-            log_p = ops.log(ops.maximum(p, 1e-9))
-            return log_p, log_p, ops.ones_like(p)
+            return ops.log(ops.maximum(p, 1e-9)), ops.ones_like(p)
         found = record.attention
         one, other = (found.value, found.value) if relation == "values" else (found.query, found.key)
         scores = relate(self._grouped(one), self._grouped(other))
-        seen = visible(found, scores, itself=relation == "values")
-        return ops.log_softmax(ops.where(seen > 0, scores, _FAR), axis=-1), scores, seen
+        return scores, visible(found, scores, itself=relation == "values")
 
     def _grouped(self, values: Any) -> Any:
         if self.relation_heads is None:
