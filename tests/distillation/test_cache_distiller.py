@@ -107,7 +107,7 @@ def staged(seed):
     inputs = keras.Input((12, 12, 2))
     x = layers.ZeroPadding2D(name="pad")(layers.Rescaling(2.0, name="scale")(inputs))
     inner = keras.Input((14, 14, 2))
-    body = layers.Conv2D(4, 3, 2, name="conv")(inner)
+    body = layers.Conv2D(4, 3, 2, name="conv")(layers.Conv2D(3, 3, name="early")(inner))
     x = keras.Model(inner, layers.BatchNormalization(name="norm")(body), name="body")(x)
     shared = layers.Conv2D(4, 1, name="shared")
     x = layers.ReLU(name="relu")(layers.BatchNormalization(name="after")(shared(shared(x))))
@@ -160,6 +160,19 @@ def test_taps_that_are_not_in_the_cache(tmp_path):
         distiller.compile("sgd")
     expected = live.evaluate(IMAGES, verbose=0, return_dict=True)
     assert cached.evaluate(given.join(IMAGES), verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_shared_layer_tapped_in_its_second_call(tmp_path):
+    teacher = staged(2)
+    cache_teacher(teacher, IMAGES, tmp_path, taps=["shared@0", "shared@1"], verbose=0)
+    cache = TeacherCache.open(tmp_path)
+    found = []
+    for one, given in ((teacher, IMAGES), (cache, cache.join(IMAGES))):
+        losses = [Hint("shared@1", name="second"), Hint("shared@0", ["shared@1"], name="crossed")]
+        distiller = Distiller(student=staged(1), teacher=one, distillation_losses=losses, student_loss_weight=0)
+        distiller.compile("sgd")
+        found.append(distiller.evaluate(given, verbose=0, return_dict=True))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_arguments_that_do_not_go_with_a_cache(tmp_path):

@@ -121,19 +121,19 @@ def two_headed(seed, form):
     inputs = {"a": keras.Input((6,), name="a"), "b": keras.Input((2,), name="b")}
     x = layers.Dense(8, activation="tanh")(layers.Concatenate()([inputs["a"], inputs["b"]]))
     heads = {"kind": layers.Dense(CLASSES, activation="softmax")(x), "tags": layers.Dense(4, activation="sigmoid")(x)}
-    return keras.Model(inputs, heads if form == "dict" else list(heads.values()))
+    return keras.Model(inputs, heads) if form is dict else keras.Model(list(inputs.values()), list(heads.values()))
 
 
-@pytest.mark.parametrize("form", ["dict", "list"])
+@pytest.mark.parametrize("form", [dict, list])
 def test_several_inputs_and_outputs(tmp_path, form):
-    x = {"a": X, "b": X[:, :2] * 2}
+    x = {"a": X, "b": X[:, :2] * 2} if form is dict else [X, X[:, :2] * 2]
     teacher, options = two_headed(2, form), {"student_loss_weight": 0, "epochs": 1}
-    batches = tf.data.Dataset.from_tensor_slices((x,)).batch(8)
+    batches = tf.data.Dataset.from_tensor_slices((x if form is dict else tuple(x),)).batch(8)
     expected = fit(two_headed(1, form), teacher, SoftTargets(2.0), batches, **options)
-    cache = cache_teacher(teacher, batches, tmp_path, verbose=0)
-    joined = cache.join(batches) if form == "dict" else cache.join(x, batch_size=8, shuffle=False)
+    cache = cache_teacher(teacher, batches if form is dict else x, tmp_path, verbose=0)
+    joined = cache.join(batches) if form is list else cache.join(x, batch_size=8, shuffle=False)
     assert_same(expected, fit(two_headed(1, form), cache, SoftTargets(2.0), joined, **options))
-    x["b"] = x["b"] + 1
+    x["b" if form is dict else 1] = X[:, 2:4]
     with pytest.raises(ValueError, match=r"Sample 0 of the data is not the one"):
         cache.join(x)
 

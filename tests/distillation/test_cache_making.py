@@ -1,5 +1,6 @@
 """A cache on disk: what it asks the teacher for, and what it refuses to go on with."""
 
+import io
 import json
 
 import keras
@@ -95,6 +96,22 @@ def test_a_damaged_shard_is_found_and_made_again_alone(tmp_path, damage):
     assert asked.samples == [2, 4, 4]  # samples 30 to 39, in the batches from 28 on
     np.testing.assert_allclose(logits_in(tmp_path), before, rtol=1e-6)
     TeacherCache.open(tmp_path)
+
+
+def test_a_whole_shard_between_damaged_ones_stays(tmp_path):
+    make(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
+    for number in (1, 3):
+        (tmp_path / f"shard-{number:05d}.npy").write_bytes(b"")
+    asked = Asked()
+    make(tmp_path, asked=asked, batch_size=32)
+    assert asked.samples == [22, 8]  # samples 10 to 31 in one go, though 20 to 29 are there
+    for name, content in before.items():
+        if name in ("shard-00001.npy", "shard-00003.npy"):
+            rows = [np.load(file)["output_0"] for file in (io.BytesIO(content), tmp_path / name)]
+            np.testing.assert_allclose(*rows, rtol=1e-6)
+        else:
+            assert (tmp_path / name).read_bytes() == content
 
 
 def test_a_damaged_manifest(tmp_path):

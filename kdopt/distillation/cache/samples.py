@@ -81,7 +81,8 @@ def as_arrays(data: Any) -> tuple[Any, tuple[Any, ...]]:
     Raises: TypeError for what is no array; ValueError for arrays of other lengths.
     """
     x, rest = unpacked(data) if isinstance(data, tuple) else (data, ())
-    x, rest = keras.tree.map_structure(_as_array, x), keras.tree.map_structure(_as_array, rest)
+    # tf.data would make one tensor of a list.
+    x, rest = keras.tree.lists_to_tuples(keras.tree.map_structure(_as_array, (x, rest)))
     sizes = {len(array) for array in keras.tree.flatten((x, rest)) if array is not None}
     if len(sizes) != 1:
         raise ValueError(f"The arrays of `data` must hold as many samples each; got {sorted(sizes) or 'none'}.")
@@ -91,7 +92,7 @@ def as_arrays(data: Any) -> tuple[Any, tuple[Any, ...]]:
 def _as_array(value: Any) -> Any:
     if value is None:
         return None
-    if not hasattr(value, "shape") or not hasattr(value, "dtype") or not len(value.shape):
+    if not len(getattr(value, "shape", ())):
         raise TypeError(
             "`data` must be arrays, a tuple (x, y) of them, or a tf.data.Dataset of batches, as `fit` takes it; got "
             f"{type(value).__module__}.{type(value).__name__}."
@@ -113,7 +114,7 @@ def batches_of(x: Any, batch_size: int) -> tf.data.Dataset:
         parts = tf.numpy_function(read, [start], dtypes, stateful=False)
         for part, array in zip(parts, flat, strict=True):
             part.set_shape((None, *array.shape[1:]))
-        return keras.tree.pack_sequence_as(x, parts)
+        return (keras.tree.pack_sequence_as(x, parts),)
 
     return tf.data.Dataset.range(0, len(flat[0]), batch_size).map(batch)
 
