@@ -1,5 +1,7 @@
 """The Distiller: a `keras.Model` that trains a student against a teacher."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
@@ -189,10 +191,13 @@ class Distiller(keras.Model):
         """
         return run_step(self)
 
-    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; the first batch is looked at for a teacher that gives NaN."""
-        with FirstBatch(self._lesson.health, self._changing).among(callbacks, self) as every:
-            return super().fit(*args, callbacks=every, **kwargs)
+        given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        with FirstBatch(self._lesson.health, self._changing).among(given.pop("callbacks", None), self) as every:
+            return super().fit(**given, callbacks=every)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

@@ -89,5 +89,6 @@ def test_callbacks_in_every_form_are_kept():
     x, y = data()
     distiller.fit(x, y, callbacks=See(), verbose=0)
     distiller.fit(x, y, callbacks=[See()], verbose=0)
+    distiller.fit(x, y, 8, 1, 0, [See()])
     distiller.fit(x, y, callbacks=keras.callbacks.CallbackList([See()], model=distiller), verbose=0)
-    assert seen == ["Distiller"] * 3
+    assert seen == ["Distiller"] * 4
