@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.models.functional import Functional
 
 from kdopt.core.files import write_atomic
 from kdopt.core.seeding import set_seed
 from kdopt.core.validation import check_integer
+from kdopt.distillation.cache.keys import fingerprint
 from kdopt.distillation.distiller import Distiller
 
 Fit = Callable[[Distiller], Any]
@@ -35,11 +37,12 @@ def distill_chain(
         fit: Function that compiles a `Distiller` and fits it.
         distill: Function (student, teacher) -> `Distiller`. Defaults to `None`: `Distiller(student=..., teacher=...)`.
         folder: Where the weights of each trained link are kept; a chain that was stopped goes on after the last of
-            them. Defaults to `None`: nothing is kept.
+            them. What another teacher has taught there is refused. Defaults to `None`: nothing is kept.
         verbose: Whether a line is printed for each link. Defaults to `True`.
 
     Returns: the models, all trained.
-    Raises: ValueError for fewer than two models.
+    Raises: ValueError for fewer than two models, for a `fit` that trains nothing, and for a folder that holds what
+        other models were taught.
 
     Example:
     ```
@@ -56,9 +59,15 @@ def distill_chain(
     if len(given) < 2:
         raise ValueError(f"A chain goes from a teacher to a student: two models or more; got {len(given)}.")
     for link, (teacher, student) in enumerate(itertools.pairwise(given), start=1):
+        path = None if folder is None else Path(folder) / f"link_{link}.weights.h5"
+        kept = path if path is not None and path.exists() else None
         if verbose:
-            print(f"Link {link} of {len(given) - 1}: {teacher.name} -> {student.name}", flush=True)
-        _link(student, teacher, fit, distill, None if folder is None else Path(folder) / f"link_{link}.weights.h5")
+            how = "" if kept is None else f" (taken from {kept}; delete it to train again)"
+            print(f"Link {link} of {len(given) - 1}: {teacher.name} -> {student.name}{how}", flush=True)
+        if kept is not None:
+            _take(student, teacher, kept)
+        else:
+            _link(student, teacher, fit, distill, path)
     return given
 
 
@@ -105,20 +114,39 @@ def _newborn(model: keras.Model, seed: int) -> keras.Model:
 
 
 def _link(student: keras.Model, teacher: keras.Model, fit: Fit, distill: Distill | None, path: Path | None) -> None:
-    if path is not None and path.exists():
-        student.load_weights(path)
-        return
     made = Distiller(student=student, teacher=teacher) if distill is None else distill(student, teacher)
     if not isinstance(made, Distiller) or made.student is not student:
         raise TypeError(f"`distill` must return a Distiller of the student it is given; got {made!r}.")
+    before = [variable.numpy() for variable in student.trainable_variables]
     fit(made)
+    after = [variable.numpy() for variable in student.trainable_variables]
+    if before and all(np.array_equal(a, b) for a, b in zip(before, after, strict=False)):
+        raise ValueError(
+            f"`fit` left the weights of {student.name!r} as they were. It gets a Distiller, to compile and fit."
+        )
     if path is not None:
-        _keep(student, path)
+        _keep(student, teacher, path)
 
 
-def _keep(student: keras.Model, path: Path) -> None:
+def _keep(student: keras.Model, teacher: keras.Model, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"part_{path.name}")
     student.save_weights(part)
+    write_atomic(path.with_suffix(".teacher"), fingerprint(teacher).encode())
     write_atomic(path, part.read_bytes())
     part.unlink()
+
+
+def _take(student: keras.Model, teacher: keras.Model, path: Path) -> None:
+    taught = path.with_suffix(".teacher")
+    if not taught.exists() or taught.read_text() != fingerprint(teacher):
+        raise ValueError(
+            f"{path} holds what another teacher than {teacher.name!r} as it is now has taught. Give another `folder`, or "
+            "delete that file to train again."
+        )
+    try:
+        student.load_weights(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds the weights of another net than {student.name!r}. Give another `folder`."
+        ) from error

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from kdopt.core.backend import require_tensorflow
@@ -154,13 +155,19 @@ class Distiller(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         inputs, _ = split(inputs)
         if not self._lesson.knowledge.built:
-            outputs = self.student(inputs, training=False)  # builds it
-            self._build_knowledge(*(keras.tree.map_structure(_spec, values) for values in (inputs, outputs)))
+            specs = keras.tree.map_structure(_spec, inputs)
+            self._build_knowledge(specs, keras.tree.map_structure(_spec, self._look(inputs, specs)))
         step = running(self)
         if step is None:
             return self.student(inputs, training=training)
         step.student = observed(lambda: self.student(inputs, training=training), self._lesson.tapped())
         return step.student.outputs
+
+    def _look(self, inputs: Any, specs: Any) -> Any:
+        """Outputs of the student for their shapes; builds it, if it is not."""
+        if not self.student.built:
+            return self.student(inputs, training=False)
+        return keras.src.backend.compute_output_spec(lambda x: self.student(x, training=False), specs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         with self.one_step():
@@ -196,6 +203,8 @@ class Distiller(keras.Model):
         """As `keras.Model.fit`; the first batch is looked at for a teacher that gives NaN."""
         given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         given.pop("self")
+        if isinstance(given.get("x"), tf.data.Dataset):
+            given.setdefault("shuffle", False)  # a dataset shuffles itself; Keras would warn
         with FirstBatch(self._lesson.health, self._changing).among(given.pop("callbacks", None), self) as every:
             return super().fit(**given, callbacks=every)
 

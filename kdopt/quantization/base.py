@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from kdopt.graph.inline import TracedInput
 from kdopt.quantization.data import calibration_batches, sample
@@ -113,7 +114,7 @@ class QuantizationAware(keras.Model):
         self._keep(batches)
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        if not training:
+        if not training and not in_symbolic_scope():  # there it is asked for shapes alone
             self.require_ranges()
         graph = self._graph
         ordered = getattr(graph, "_standardize_inputs", keras.tree.flatten)(inputs)

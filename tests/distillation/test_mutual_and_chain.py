@@ -103,11 +103,21 @@ def test_a_chain_that_was_stopped_goes_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         distill_chain([mlp(3), mlp(2), mlp(1)], once, folder=tmp_path, verbose=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["link_1.weights.h5"]
+    assert {path.name for path in tmp_path.iterdir()} == {"link_1.weights.h5", "link_1.weights.teacher"}
     calls = []
     again = distill_chain([mlp(3), mlp(5), mlp(1)], lambda d: (calls.append(d), fit(d)), folder=tmp_path, verbose=False)
     assert [d.student for d in calls] == [again[2]]
     np.testing.assert_array_equal(again[1].layers[1].kernel, trained[0].layers[1].kernel)
+
+
+def test_a_folder_of_other_models_and_a_fit_that_does_nothing(tmp_path):
+    distill_chain([mlp(3), mlp(1)], fit, folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match="what another teacher than 'other' as it is now has taught"):
+        distill_chain([mlp(4, name="other"), mlp(1)], fit, folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match="weights of another net than 'wide'"):
+        distill_chain([mlp(3), mlp(1, width=9, name="wide")], fit, folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match="left the weights of 'idle' as they were"):
+        distill_chain([mlp(3), mlp(1, name="idle")], lambda distiller: None, verbose=False)
 
 
 def test_generations_start_from_weights_of_their_own():

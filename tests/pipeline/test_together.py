@@ -45,6 +45,18 @@ def test_one_fit_learns_from_inner_layers_of_a_quantized_student(engine):
     assert convert(qat, "int8").calibrated == ()
 
 
+@pytest.mark.parametrize("engine", ["native", "tfmot"])
+def test_a_quantized_student_with_inner_losses_is_saved_and_needs_no_calibration(engine, tmp_path):
+    qat = quantize_aware(net(4, "student"), engine=engine)
+    distiller = Distiller(student=qat, teacher=net(8, "teacher"), distillation_losses=losses.Hint("body"))
+    distiller.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    distiller.fit(X, Y, batch_size=16, epochs=2, verbose=0)
+    distiller.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras")
+    expected = distiller.evaluate(X, Y, verbose=0, return_dict=True)
+    assert loaded.evaluate(X, Y, verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-4)
+
+
 def test_one_fit_prunes_distills_and_quantizes():
     teacher, student = net(8, "teacher"), net(4, "student")
     before = [weight.copy() for weight in teacher.get_weights()]
