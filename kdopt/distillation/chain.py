@@ -141,8 +141,8 @@ def _take(student: keras.Model, teacher: keras.Model, path: Path) -> None:
     taught = path.with_suffix(".teacher")
     if not taught.exists() or taught.read_text() != fingerprint(teacher):
         raise ValueError(
-            f"{path} holds what another teacher than {teacher.name!r} as it is now has taught. Give another `folder`, or "
-            "delete that file to train again."
+            f"{path} holds what another teacher than {teacher.name!r} as it is now has taught. Give another `folder`, "
+            "or delete that file to train again."
         )
     try:
         student.load_weights(path)
