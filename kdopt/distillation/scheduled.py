@@ -44,7 +44,7 @@ def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_p
             (an integer tensor, optimizer updates) that returns a scalar tensor.
         check: Function (name, value, **options) -> float.
 
-    Raises: ValueError for a number that `check` refuses, and a schedule that starts with one.
+    Raises: ValueError for a number that `check` refuses, and a schedule that has one at step 0, 1, 10, ... 100,000.
     """
     if isinstance(value, dict) and "class_name" in value:
         value = keras.saving.deserialize_keras_object(value)
@@ -53,7 +53,9 @@ def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_p
     first = ops.convert_to_numpy(now(value))
     if first.shape:
         raise ValueError(f"`{name}`: a schedule returns a scalar for each step; {value!r} returns shape {first.shape}.")
-    check(f"{name} at step 0", float(first), **options)
+    for step in (0, *(10**power for power in range(6))):
+        with at_step(step):
+            check(f"{name} at step {step}", float(ops.convert_to_numpy(now(value))), **options)
     return value
 
 

@@ -86,6 +86,7 @@ def test_values_outside_of_training():
         (-1.0, "`w` must be a number > 0; got -1.0"),
         (lambda step: -1.0, "`w at step 0` must be a number > 0; got -1.0"),
         (lambda step: np.ones(2), r"returns a scalar for each step; .* returns shape \(2,\)"),
+        (Ramp(4.0, 4, 0.0), "`w at step 10` must be a number > 0; got 0.0"),
         ("fast", "`w` must be a number > 0; got 'fast'"),
     ],
 )
