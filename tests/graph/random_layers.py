@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import layers as L
 from random_graphs import move
+from this_cpu import convolves_channels_first
 
 ANY, SPATIAL = (2, 3, 4, 5), (3, 4, 5)
 
@@ -39,7 +40,7 @@ def einsum_dense(p, x):
 
 def _conv_arguments(p, x):
     """Sizes; then either strides or dilation."""
-    first = len(x.shape) > 3 and p.maybe(4)
+    first = len(x.shape) > 3 and p.maybe(4) and convolves_channels_first()
     strides, dilation = p.one_of((1, 1), (1, 1), (2, 1), (1, 2))
     made = {"padding": p.one_of("same", "valid"), "strides": strides, "dilation_rate": dilation}
     made |= {"activation": p.activation(), "use_bias": not p.maybe(4)}

@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from channel_oracle import check, disturbed
 from keras import layers as L
 from keras import ops
+from this_cpu import convolves_channels_first
 
 from kdopt.graph import channel_groups, trace_channels, without
 
@@ -58,15 +58,6 @@ def test_groups_of_flattened_places():
     x = keras.Input((4, 4, 3))
     h = L.Flatten()(L.Conv2D(6, 3, name="maker")(x))
     check(keras.Model(x, L.Dense(2)(L.Reshape((2, 2, 6))(L.GroupNormalization(8)(h)))))
-
-
-def convolves_channels_first():
-    """TensorFlow does so on CPUs for which it turns its oneDNN kernels on."""
-    try:
-        L.Conv2D(1, 1, data_format="channels_first")(np.zeros((1, 1, 2, 2), "float32"))
-    except tf.errors.UnimplementedError:
-        return False
-    return True
 
 
 def test_groups_of_channels_that_come_first():
