@@ -36,6 +36,7 @@ def row_type(fields: Sequence[Field]) -> np.dtype:
 
 
 def shard_name(number: int) -> str:
+    """The file of a shard in the folder of its cache."""
     return f"shard-{number:05d}.npy"
 
 
