@@ -13,8 +13,9 @@ Every run adds a line to `--file`; runs that are there already are left out, so 
 fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to
                 validate, 10,000 to test
 cifar10         the same nets, mirrored CIFAR-10 images (JPEG) of `--data-dir`: 8,500, 1,500, 5,000
-digits          DS-CNN of widths 48 and 16, log-mel spectra of spoken digits of `--data-dir`: 2,400, 300, 300
-sequence        transformers of 4 layers, 64 wide, and of 2, 32 wide: first to appear twice in a sequence of 24 letters
+digits          DS-CNN of widths 48 and 16, log-mel spectra (20 ms, 20 bands) of spoken digits of `--data-dir`: 2,400, 300, 300
+sequence        transformers of 4 layers, 64 wide, and of 2, 32 wide: first to appear twice in a sequence of 24 letters;
+                8,000, 2,000, 5,000, and 32,000 others for the teacher
 """
 
 import argparse
@@ -33,6 +34,7 @@ import tensorflow as tf
 
 from kdopt.distillation import Distiller, SoftTargets, losses
 
+TUNING, TEACHERS = 100, 1000  # seeds of their own
 layers = keras.layers
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -46,6 +48,7 @@ class Task:
         net: Function (size) -> model with class logits; size "teacher" or "student".
         epochs: Of the student; the teacher has twice as many.
         mirror: Whether images are mirrored at random.
+        compiled: Whether XLA compiles the step: faster for transformers, slower for convolutions on a CPU.
         tap: Of the last stage of both models.
     """
 
@@ -53,6 +56,7 @@ class Task:
     net: Callable[[str], keras.Model]
     epochs: int
     mirror: bool = False
+    compiled: bool = False
     tap: str = "stage_2"
 
 
@@ -81,7 +85,7 @@ def conv(x: Any, filters: int, strides: int) -> Any:
 
 def ds_cnn(size: str) -> keras.Model:
     width = {"teacher": 48, "student": 16}[size]
-    inputs = keras.Input((61, 40, 1))
+    inputs = keras.Input((49, 20, 1))
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(width, (10, 4), 2, "same", use_bias=False)(inputs)))
     for block in range(4):
         x = layers.ReLU()(layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)))
@@ -124,9 +128,11 @@ def cifar10(folder: Path, seed: int) -> tuple[Split, Split, Split]:
 
 def digits(folder: Path, seed: int) -> tuple[Split, Split, Split]:
     data = np.load(folder / "fsdd" / "fsdd_8k.npz")
-    spectra = layers.MelSpectrogram(256, 128, 256, 8000, 40)(data["x"].astype("float32") / 32768)
+    spectra = layers.MelSpectrogram(512, 160, 320, sampling_rate=8000, num_mel_bins=20)(
+        data["x"].astype("float32") / 32768
+    )
     x = np.transpose(np.asarray(spectra), (0, 2, 1))[..., None] / 20
-    x = x[:, :61]
+    x = x[:, :49]
     test = data["is_test"]
     return *split(x[~test], data["y"][~test], seed, 2400, 300), (x[test], data["y"][test])
 
@@ -139,14 +145,14 @@ def sequence(folder: Path, seed: int) -> tuple[Split, Split, Split]:
         y = np.array([next(c for i, c in enumerate(row) if c in row[:i]) for row in x])
         return x.astype("int32"), y
 
-    return drawn(8000, 10 + seed), drawn(2000, 1000), drawn(5000, 2000)
+    return drawn(8000 if seed != TEACHERS else 32000, 10 + seed), drawn(2000, 1000), drawn(5000, 2000)
 
 
 TASKS = {
     "fashion_mnist": Task(fashion_mnist, resnet8((28, 28, 1)), 12),
-    "cifar10": Task(cifar10, resnet8((32, 32, 3)), 15, mirror=True),
-    "digits": Task(digits, ds_cnn, 25),
-    "sequence": Task(sequence, transformer, 20),
+    "cifar10": Task(cifar10, resnet8((32, 32, 3)), 8, mirror=True),
+    "digits": Task(digits, ds_cnn, 15),
+    "sequence": Task(sequence, transformer, 12, compiled=True),
 }
 
 
@@ -180,11 +186,15 @@ SEQUENCE = {
 }
 
 
+OF_TASK = {
+    "sequence": ("none", "soft_targets", "decoupled_kd", "relational", "hint", "attention_maps"),
+    "digits": ("none", "soft_targets", "decoupled_kd", "attention_transfer", "relational", "hint"),
+}
+
+
 def methods_of(name: str) -> dict[str, tuple[list[float], Callable[[float, Task], Made]]]:
-    if name != "sequence":
-        return METHODS
-    left = ("none", "soft_targets", "decoupled_kd", "relational", "hint")
-    return {**{method: METHODS[method] for method in left}, **SEQUENCE}
+    every = METHODS | SEQUENCE
+    return {method: every[method] for method in OF_TASK.get(name, METHODS)}
 
 
 def train(model: keras.Model, data: Split, task: Task, epochs: int, seed: int) -> None:
@@ -202,7 +212,7 @@ def train(model: keras.Model, data: Split, task: Task, epochs: int, seed: int) -
         batches = batches.map(mirrored)
     rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * (len(x) // 128))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss=loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(rate), loss=loss, metrics=["accuracy"], jit_compile=task.compiled)
     model.fit(batches.prefetch(2), epochs=epochs, shuffle=False, verbose=0)
 
 
@@ -212,13 +222,13 @@ def accuracy(model: keras.Model, data: Split) -> float:
 
 
 def teacher_of(name: str, task: Task, options: Any) -> keras.Model:
-    """Trained on the training images of seed 0; kept beside the results."""
+    """Trained on the student's images, on the sequences of a seed of its own; kept beside the results."""
     path = Path(options.file).with_name(f"teacher_{name}.keras")
     if path.exists():
         return keras.saving.load_model(path)
     keras.utils.set_random_seed(1000)
     model = task.net("teacher")
-    data, _, _ = task.data(options.data_dir, 100)
+    data, _, _ = task.data(options.data_dir, TEACHERS if name == "sequence" else TUNING)
     train(model, data, task, 2 * task.epochs, 1000)
     model.save(path)
     return model
@@ -227,7 +237,9 @@ def teacher_of(name: str, task: Task, options: Any) -> keras.Model:
 def taught(name: str, method: str, weight: float, second: float, seed: int, options: Any) -> dict[str, Any]:
     """One run: a student, and how good it became."""
     task = TASKS[name]
-    data, validation, test = task.data(options.data_dir, 100)  # the teacher's images; seeds are of weights and batches
+    data, validation, test = task.data(
+        options.data_dir, TUNING
+    )  # the teacher's images; seeds are of weights and batches
     teacher = teacher_of(name, task, options)
     keras.utils.set_random_seed(seed)
     student, start = task.net("student"), time.perf_counter()
@@ -249,9 +261,6 @@ def taught(name: str, method: str, weight: float, second: float, seed: int, opti
     result = {"task": name, "method": method, "weight": weight, "second": second, "seed": seed}
     result |= {"validation": accuracy(student, validation), "seconds": round(time.perf_counter() - start)}
     return result if seed == TUNING else {**result, "test": accuracy(student, test), "teacher": accuracy(teacher, test)}
-
-
-TUNING = 100
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
