@@ -13,7 +13,8 @@ Every run adds a line to `--file`; runs that are there already are left out, so 
 fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to
                 validate, 10,000 to test
 cifar10         the same nets, mirrored CIFAR-10 images (JPEG) of `--data-dir`: 8,500, 1,500, 5,000
-digits          DS-CNN of widths 48 and 16, log-mel spectra (20 ms, 20 bands) of spoken digits of `--data-dir`: 2,400, 300, 300
+digits          DS-CNN of widths 48 and 16, log-mel spectra (20 ms, 20 bands) of spoken digits of `--data-dir`: 2,400,
+                300, 300
 sequence        transformers of 4 layers, 64 wide, and of 2, 32 wide: first to appear twice in a sequence of 24 letters;
                 8,000, 2,000, 5,000, and 32,000 others for the teacher
 """
