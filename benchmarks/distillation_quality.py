@@ -177,7 +177,7 @@ METHODS: dict[str, tuple[list[float], Callable[[float, Task], Made]]] = {
     "crd": ([0.1, 0.8], lambda w, task: ([losses.CRD()], [w])),
     "hint": ([1.0, 10.0], lambda w, task: ([losses.Hint(task.tap)], [w])),
     "adversarial": (
-        [0.1, 0.5],
+        [0.02, 0.1],
         lambda w, task: ([losses.AdversarialFeature(task.tap, optimizer=keras.optimizers.Adam(2e-4))], [w]),
     ),
 }
