@@ -1,5 +1,6 @@
 """A registry: from a name, a config or an instance to an object."""
 
+import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -69,7 +70,7 @@ class Registry(Generic[T]):
             return identifier
         if isinstance(identifier, str):
             if identifier in self._classes:
-                return self._classes[identifier]()
+                return self._made(identifier)
             close = get_close_matches(identifier, self._classes, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"Unknown {self.kind} {identifier!r}.{hint} Known: {', '.join(self.names())}.")
@@ -77,7 +78,26 @@ class Registry(Generic[T]):
             made = keras.saving.deserialize_keras_object(identifier)
             if isinstance(made, self.base):
                 return made
+        if isinstance(identifier, type) and issubclass(identifier, self.base):
+            name = identifier.__name__
+            raise TypeError(
+                f"A {self.kind} must be an object; got the class {name}. Call it: `{name}({_needs(identifier)})`."
+            )
         raise TypeError(
             f"A {self.kind} must be one of {', '.join(map(repr, self.names()))}, a serialized config or an "
             f"instance of {self.base.__name__}; got {identifier!r}."
         )
+
+    def _made(self, name: str) -> T:
+        cls = self._classes[name]
+        if needed := _needs(cls):
+            raise ValueError(f"The {self.kind} {name!r} needs arguments. Give an object: `{cls.__name__}({needed})`.")
+        return cls()
+
+
+def _needs(cls: type) -> str:
+    """The arguments without which it cannot be made."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    given = inspect.signature(cls).parameters.values()
+    needed = [one.name for one in given if one.default is one.empty and one.kind not in variadic]
+    return ", ".join([*needed, "..."]) if needed else ""

@@ -34,6 +34,8 @@ def as_weights(weights: Any, count: int) -> list[Scheduled]:
     """One number or schedule for each loss."""
     if weights is None:
         return [1.0] * count
+    if count == 1 and not isinstance(weights, list | tuple):
+        weights = [weights]
     if not isinstance(weights, list | tuple) or len(weights) != count:
         raise ValueError(
             f"`distillation_loss_weights` must be a list of {count} numbers or schedules, one for each distillation "

@@ -48,18 +48,20 @@ class Distiller(keras.Model):
 
     Args:
         student: Built or unbuilt `keras.Model`; its variables are trained in place.
-        teacher: Built (trained) `keras.Model` with the student's outputs; or a list of several; or one made of the
-            student: `MeanTeacher()`, `DeepestExit()`; or what one said before: a `TeacherCache`.
+        teacher: Built (trained) `keras.Model` with the student's outputs, or with any where all losses are on inner
+            layers; or a list of several; or one made of the student: `MeanTeacher()`, `DeepestExit()`; or what one said
+            before: a `TeacherCache`.
         distillation_losses: List of `DistillationLoss`, registered names (`"soft_targets"`), loss objects of
             `keras.distillation`, or functions `(teacher_outputs, student_outputs) -> tensor`; or one of these. Defaults
             to `[SoftTargets(temperature=4.0)]`.
-        distillation_loss_weights: One for each: a number >= 0, or a schedule. Defaults to `None`: 1.0 each.
+        distillation_loss_weights: One for each (or one, for a single loss): a number >= 0, or a schedule. Defaults to
+            `None`: 1.0 each.
         student_loss_weight: Float in [0, 1], the `a` above, or a schedule. At 0 the hard loss is not computed and no
             labels are needed; at 1 the teacher does not run. Defaults to `0.5`.
         from_logits: Whether the models return logits: True, False, or `{"student": ..., "teacher": ...}`. Defaults to
             `None`: read from the last activation. Values that look otherwise are warned of in the first batch.
         teacher_preprocessing: Function or layer that makes the teacher's input of the student's, for another size or
-            scale; a list with one for each of several teachers. Defaults to `None`: the same input.
+            scale; one for all teachers, or a list with one (or None) for each. Defaults to `None`: the same input.
         teacher_weights: One number >= 0 for each of several teachers, or `"confidence"`: for each sample by how well
             the teacher knows its label (CA-MKD; see `teachers.confidence`). Defaults to `None`: 1 / teachers each.
         name: Defaults to `"distiller"`.
@@ -86,7 +88,7 @@ class Distiller(keras.Model):
         student: keras.Model,
         teacher: AnyTeacher,
         distillation_losses: AnyLoss | Sequence[AnyLoss] = ("soft_targets",),
-        distillation_loss_weights: Sequence[Scheduled] | None = None,
+        distillation_loss_weights: Scheduled | Sequence[Scheduled] | None = None,
         student_loss_weight: Scheduled = 0.5,
         from_logits: bool | dict[str, bool] | None = None,
         teacher_preprocessing: Callable[[Any], Any] | Sequence[Callable[[Any], Any] | None] | None = None,

@@ -22,19 +22,23 @@ class Health:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._nans = keras.metrics.Sum(name="nans")
+        self._nans, self._nan_inputs = keras.metrics.Sum(name="nans"), keras.metrics.Sum(name="nan_inputs")
         self._odd = {role: keras.metrics.Sum(name=f"{role}_odd") for role in _ROLES}
         self._logits: dict[str, bool] = {}
 
-    def count(self, pairs: Sequence[OutputPair], told: dict[str, bool | None]) -> None:
+    def count(self, x: Any, outputs: Any, pairs: Sequence[OutputPair], told: dict[str, bool | None]) -> None:
         """Looks at the outputs of a batch.
 
         Args:
-            pairs: Outputs of both nets.
+            x: What the models read.
+            outputs: What the teacher returned.
+            pairs: Outputs of both nets that are compared.
             told: `from_logits`: what the user said of the student and the teacher.
         """
+        nans = _nans_in(outputs)
+        self._nans.update_state(nans)
+        self._nan_inputs.update_state(ops.cond(nans > 0, lambda: _nans_in(x), lambda: ops.zeros(())))
         for pair in pairs:
-            self._nans.update_state(ops.cast(ops.isnan(pair.teacher), "float32"))
             for role in _ROLES:
                 if told[role] is not None:
                     self._logits[role] = getattr(pair, f"{role}_kind") == LINEAR
@@ -57,7 +61,14 @@ class Health:
 
         Raises: ValueError.
         """
-        if nans := int(self._nans.result()):
+        nans, inputs = int(self._nans.result()), int(self._nan_inputs.result())
+        if inputs:
+            self.reset()
+            raise ValueError(
+                f"The data hold NaN: {inputs} of the inputs' values so far, and so does what the teacher "
+                f"{self._name!r} makes of them.{kept}"
+            )
+        if nans:
             self.reset()
             raise ValueError(
                 f"The teacher {self._name!r} gives NaN: {nans} of the values it returned so far. Its weights or its "
@@ -67,7 +78,7 @@ class Health:
 
     def reset(self) -> None:
         """Counts from zero."""
-        for metric in (self._nans, *self._odd.values()):
+        for metric in (self._nans, self._nan_inputs, *self._odd.values()):
             metric.reset_state()
 
 
@@ -129,6 +140,13 @@ class FirstBatch(keras.callbacks.Callback):
     def on_test_end(self, logs: Any = None) -> None:
         for part in self._parts:
             part.check()
+
+
+def _nans_in(values: Any) -> Any:
+    """How many of a structure's floating-point numbers are NaN, a float32 scalar."""
+    known = [leaf for leaf in keras.tree.flatten(values) if leaf is not None]
+    floats = [leaf for leaf in known if keras.backend.is_float_dtype(keras.backend.standardize_dtype(leaf.dtype))]
+    return sum((ops.sum(ops.cast(ops.isnan(leaf), "float32")) for leaf in floats), ops.zeros(()))
 
 
 def _is_odd(values: Any, logits: bool) -> Any:

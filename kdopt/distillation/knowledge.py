@@ -144,7 +144,7 @@ class Knowledge:
         """Whether a loss taps layers or trains something of its own, so that it is bound to known shapes."""
         own = [loss for loss in self.losses if isinstance(loss, DistillationLoss)]
         makes = any(type(loss).build_for is not DistillationLoss.build_for for loss in own)
-        return makes or any(_taps_of(loss) is not None for loss in self.losses)
+        return makes or any(taps_of(loss) is not None for loss in self.losses)
 
     def build(self, student: keras.Model, inputs: Any, outputs: Any) -> None:
         """Binds taps to tensors and makes projectors.
@@ -163,7 +163,7 @@ class Knowledge:
                 own = loss if not isinstance(loss, DistillationLoss) else loss.fresh()
                 if own is not loss and number:
                     own.name = f"{loss.name}_teacher_{number}"
-                wanted = _taps_of(own)
+                wanted = taps_of(own)
                 if wanted is None:
                     if isinstance(own, DistillationLoss) and pairs:
                         own.build_for([int(pair.student.shape[-1] or 0) for pair in select_outputs(own, pairs)])
@@ -233,7 +233,7 @@ def labels_of(labels: Any, pair: OutputPair, outputs: int, classes: bool = True)
     return ops.cast(own, "int32")
 
 
-def _taps_of(loss: Any) -> tuple[Any, Any] | None:
+def taps_of(loss: Any) -> tuple[Any, Any] | None:
     """(student taps, teacher taps); None for a loss on outputs."""
     if isinstance(loss, FeatureLoss):
         return loss.student_tap, loss.student_tap if loss.teacher_tap is None else loss.teacher_tap

@@ -8,7 +8,7 @@ import keras
 from kdopt.core.recording import Recording
 from kdopt.distillation.health import Health
 from kdopt.distillation.joined import split
-from kdopt.distillation.knowledge import Batch, Knowledge, labels_of
+from kdopt.distillation.knowledge import Batch, Knowledge, labels_of, taps_of
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair, pair_outputs, symbolic_outputs
 from kdopt.distillation.selftaught import SelfTeacher
@@ -46,6 +46,7 @@ class Lesson:
                 teacher.bind(student)
         self.knowledge = Knowledge(losses, self.teachers)
         self.health = [Health(named(teacher).name) for teacher in self.teachers]
+        self._compared = isinstance(weights, str) or any(taps_of(loss) is None for loss in losses)
         self._check(losses)
 
     @property
@@ -86,8 +87,8 @@ class Lesson:
         numbers = range(len(self.teachers))
         taught = [asked[number] if number in asked else self._heard(number, batch) for number in numbers]
         pairs = [self._pairs(number, batch.student.outputs, taught[number].outputs) for number in numbers]
-        for health, own in zip(self.health, pairs, strict=True):
-            health.count(own, self.from_logits)
+        for health, said, own in zip(self.health, taught, pairs, strict=True):
+            health.count(batch.x, said.outputs, own, self.from_logits)
         weights = self._confidence(pairs, batch) if isinstance(self.weights, str) else self.weights
         return self.knowledge.values(pairs, taught, batch, weights)
 
@@ -101,6 +102,9 @@ class Lesson:
         return self.teachers[number].observe(batch.x, self.knowledge.teacher_taps(number), batch.student, batch)
 
     def _pairs(self, number: int, student_outputs: Any, teacher_outputs: Any) -> list[OutputPair]:
+        """None where only inner layers are compared: then the two may have outputs as different as they like."""
+        if not self._compared:
+            return []
         kinds = self.teachers[number].kinds()
         return pair_outputs(self.student, student_outputs, teacher_outputs, kinds, self.from_logits)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import keras
 
 from kdopt.distillation.losses.attention import AttentionTransfer
-from kdopt.distillation.losses.attention_maps import AttentionMapsKL
+from kdopt.distillation.losses.attention_maps import AttentionMapsKL, heads_of
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.losses.channel_wise import ChannelWise
 from kdopt.distillation.losses.hint import Hint
@@ -16,7 +16,7 @@ from kdopt.distillation.losses.regression import Regression
 from kdopt.distillation.losses.relational import RelationalDistance
 from kdopt.distillation.outputs import OutputPair, pair_outputs, symbolic_outputs
 from kdopt.distillation.taps import Tapped, embedding, last_attention, stages, tensors_of
-from kdopt.distillation.teachers import ModelTeacher, symbolic_inputs
+from kdopt.distillation.teachers import ModelTeacher, Preprocessing, symbolic_inputs
 from kdopt.distillation.validation import check_models
 
 
@@ -71,7 +71,9 @@ class Recommendation:
         return self.summary()
 
 
-def recommend(teacher: keras.Model, student: keras.Model) -> Recommendation:
+def recommend(
+    teacher: keras.Model, student: keras.Model, *, teacher_preprocessing: Preprocessing | None = None
+) -> Recommendation:
     """Proposes losses, taps and projectors by what the two models have in common.
 
     Outputs decide the first loss: class probabilities, binary or multi-label units, numbers, maps of classes. Of inner
@@ -80,7 +82,9 @@ def recommend(teacher: keras.Model, student: keras.Model) -> Recommendation:
     begin, not the best for the data.
 
     Args:
-        teacher, student: Built models with known inputs, the same ones.
+        teacher, student: Built models with known inputs.
+        teacher_preprocessing: What makes the teacher's input of the student's, as in `Distiller`. Defaults to `None`:
+            the same input.
 
     Returns: a `Recommendation`; `Distiller(student=student, teacher=teacher, distillation_losses=r.losses,
         distillation_loss_weights=r.weights)` takes it.
@@ -95,7 +99,7 @@ def recommend(teacher: keras.Model, student: keras.Model) -> Recommendation:
     )
     ```
     """
-    source = ModelTeacher(teacher)
+    source = ModelTeacher(teacher, teacher_preprocessing)
     check_models(student, source)
     inputs = symbolic_inputs(student)
     if inputs is None or symbolic_outputs(student) is None or source.outputs() is None:
@@ -136,19 +140,14 @@ def _of_attention(ours: Sequence[Tapped], theirs: Sequence[Tapped], skipped: lis
     if student.shape[1] != teacher.shape[1]:
         skipped.append(f"AttentionMapsKL: {student!r} and {teacher!r} have other lengths")
         return []
-    heads, other = (_heads(tap) for tap in (student, teacher))
+    heads, other = (heads_of(tap) for tap in (student, teacher))
+    if heads is None or other is None:
+        skipped.append(f"AttentionMapsKL: the heads of {student!r} and {teacher!r} are not known")
+        return []
     split = None if heads[0] == other[0] else math.gcd(heads[0] * heads[1], other[0] * other[1], heads[0])
     why = f"{heads[0]} heads both" if split is None else f"{heads[0]} and {other[0]} heads, regrouped as {split}"
     loss = AttentionMapsKL(student.name, teacher.name, relation_heads=split)
     return [Proposal(loss, 1.0, f"{student.name} -> {teacher.name}", f"last attention; {why}")]
-
-
-def _heads(tap: Tapped) -> tuple[int, int]:
-    """(heads, size of one)."""
-    layer = tap.operation
-    if isinstance(layer, keras.layers.MultiHeadAttention):
-        return layer.num_heads, layer.key_dim
-    return layer.num_query_heads, layer.head_dim
 
 
 def _of_stages(ours: Sequence[Tapped], theirs: Sequence[Tapped], skipped: list[str]) -> list[Proposal]:
@@ -177,7 +176,7 @@ def _of_stages(ours: Sequence[Tapped], theirs: Sequence[Tapped], skipped: list[s
         Proposal(
             AttentionTransfer(names[0], names[1]),
             3.0,
-            f"{len(pairs)} stages",
+            f"{len(pairs)} stage{'s' * (len(pairs) > 1)}",
             f"where they look, from {pairs[0][0]!r} down; no projector",
         ),
     ]

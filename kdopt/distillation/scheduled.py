@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from kdopt.core.validation import check_positive
@@ -44,7 +45,8 @@ def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_p
             (an integer tensor, optimizer updates) that returns a scalar tensor.
         check: Function (name, value, **options) -> float.
 
-    Raises: ValueError for a number that `check` refuses, and a schedule that has one at step 0, 1, 10, ... 100,000.
+    Raises: ValueError for a number that `check` refuses; for a schedule that has one at step 0, 1, 10, ... 100,000, or
+        that cannot be compiled.
     """
     if isinstance(value, dict) and "class_name" in value:
         value = keras.saving.deserialize_keras_object(value)
@@ -53,10 +55,24 @@ def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_p
     first = ops.convert_to_numpy(now(value))
     if first.shape:
         raise ValueError(f"`{name}`: a schedule returns a scalar for each step; {value!r} returns shape {first.shape}.")
+    _check_compiled(name, value)
     for step in (0, *(10**power for power in range(6))):
         with at_step(step):
             check(f"{name} at step {step}", float(ops.convert_to_numpy(now(value))), **options)
     return value
+
+
+def _check_compiled(name: str, value: Schedule) -> None:
+    try:
+        traced = tf.function(lambda step: ops.cast(value(step), "float32"), autograph=False)
+        traced.get_concrete_function(tf.TensorSpec((), "int64"))
+    except Exception as error:
+        raise ValueError(
+            f"`{name}`: {value!r} cannot be computed inside the compiled step ({type(error).__name__}). A schedule "
+            "gets the updates made so far as an integer tensor: compute with it, as in "
+            "`lambda step: keras.ops.where(step < 1000, 1.0, 0.1)`, without `if`, `int` or `range` of Python, or take "
+            "one of `keras.optimizers.schedules`."
+        ) from error
 
 
 def to_config(value: Scheduled) -> Any:

@@ -70,6 +70,7 @@ def stock_loss(
     _refuse_weights(loss, pairs, sample_weight)
     if student_seen:
         structure = student_seen[0].output
+        _check_shapes(loss, teacher_seen[0].output.shape, structure.shape)
         tensors = [(ops.stop_gradient(_float32(teacher_seen[0].output)), _float32(structure))]
     elif _is_logits(loss):
         tensors = [pair.logits(_softmax(loss, pair)) for pair in pairs]
@@ -81,6 +82,15 @@ def stock_loss(
     if len(value.shape):
         raise ValueError(f"{type(loss).__name__}.compute_loss must return a scalar; got shape {tuple(value.shape)}.")
     return ops.cast(value, "float32")
+
+
+def _check_shapes(loss: Any, teacher: Any, student: Any) -> None:
+    same = len(teacher) == len(student) and all(a == b or None in (a, b) for a, b in zip(teacher, student, strict=True))
+    if type(loss) is keras.distillation.FeatureDistillation and not same:
+        raise ValueError(
+            f"FeatureDistillation of Keras compares tensors of equal shapes; the teacher's is {tuple(teacher)}, the "
+            f"student's {tuple(student)}. `kdopt.distillation.losses.Hint` projects one to the other."
+        )
 
 
 def _is_logits(loss: Any) -> bool:

@@ -224,7 +224,16 @@ def _name_at(index: int, model: keras.Model, role: str) -> str:
     return layers[index].name
 
 
+_WITHOUT = {
+    STAGES: "has no feature maps or sequences of floating-point numbers",
+    EMBEDDING: "has no layer before its last one with weights",
+    ATTENTION: "calls no MultiHeadAttention or GroupQueryAttention of Keras (name a layer that gives probabilities)",
+}
+
+
 def _missing(tap: Any, tensors: Sequence[Tapped], model: keras.Model, role: str) -> str:
+    if isinstance(tap, str) and tap in _WITHOUT:
+        return f"Nothing to tap for {tap!r}: the {role} {model.name!r} {_WITHOUT[tap]}."
     what = f"the regular expression {tap.pattern!r}" if isinstance(tap, re.Pattern) else f"{tap!r}"
     names = [tensor.name for tensor in tensors]
     ends = {name.rsplit("/", 1)[-1]: name for name in reversed(names)}

@@ -8,6 +8,7 @@ from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair
 from kdopt.distillation.selftaught import SelfTeacher
+from kdopt.distillation.teachers import symbolic_inputs
 
 
 def check_models(student: Any, source: Any) -> None:
@@ -47,20 +48,27 @@ def check_models(student: Any, source: Any) -> None:
             f"Student and teacher share trainable weights ({paths}); "
             "training one would change the other. Clone the shared layers, or freeze them (`layer.trainable = False`)."
         )
-    if source.preprocessing is None:
-        _check_inputs(student, teacher)
+    _check_inputs(student, source)
 
 
-def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
-    ours, theirs = (getattr(model, "inputs", None) for model in (student, teacher))
-    if not ours or not theirs or len(ours) != len(theirs):
-        return  # not known, or a dict of which each picks its own: Keras checks it in the first step
+def _check_inputs(student: keras.Model, source: Any) -> None:
+    ours, theirs = (getattr(model, "inputs", None) for model in (student, source.model))
+    if not ours or not theirs:
+        return  # not known: Keras checks it in the first step
+    way = "Give `teacher_preprocessing=`, such as `keras.layers.Resizing(height, width)`."
+    said = "Both models see the same batch, but the student takes"
+    if source.preprocessing is not None:
+        way = "Each of several teachers may have its own: a list."
+        said = "`teacher_preprocessing` gives"
+        inputs = symbolic_inputs(student)
+        ours = keras.tree.flatten(keras.src.backend.compute_output_spec(source.preprocessing, inputs))
+    if len(ours) != len(theirs):
+        return  # a dict of which each picks its own
     for mine, other in zip(ours, theirs, strict=True):
         pairs = zip(mine.shape, other.shape, strict=False)
         if len(mine.shape) != len(other.shape) or any(a != b and None not in (a, b) for a, b in pairs):
             raise ValueError(
-                f"Both models see the same batch, but the student takes {tuple(mine.shape)} and the teacher "
-                f"{tuple(other.shape)}. Give `teacher_preprocessing=`, such as `keras.layers.Resizing(height, width)`."
+                f"{said} {tuple(mine.shape)} and the teacher {source.model.name!r} takes {tuple(other.shape)}. {way}"
             )
 
 

@@ -10,7 +10,7 @@ from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from kdopt.graph.inline import TracedInput
 from kdopt.quantization.data import calibration_batches, sample
 from kdopt.quantization.peek import peek
-from kdopt.quantization.report import LayerReport
+from kdopt.quantization.report import LayerReport, LayerReports
 
 _SAMPLE_FILE = "calibration.npz"
 
@@ -78,8 +78,8 @@ class QuantizationAware(keras.Model):
         return frozenset()
 
     @property
-    def report(self) -> tuple[LayerReport, ...]:
-        """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
+    def report(self) -> LayerReports:
+        """One `LayerReport` a source layer: how it is quantized, and why not if it is not; `print` shows a table."""
         raise NotImplementedError
 
     @property

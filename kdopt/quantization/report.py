@@ -21,3 +21,11 @@ class LayerReport:
     layer: str
     mode: Mode
     reason: str
+
+
+class LayerReports(tuple[LayerReport, ...]):
+    """A `LayerReport` for each layer of the source; `print` shows a table."""
+
+    def __str__(self) -> str:
+        widths = [max((len(getattr(one, column)) for one in self), default=0) for column in ("layer", "mode")]
+        return "\n".join(f"{one.layer:{widths[0]}}  {one.mode:{widths[1]}}  {one.reason}" for one in self)

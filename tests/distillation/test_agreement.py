@@ -181,6 +181,18 @@ def test_one_of_several_outputs():
         agreement(teacher, student, (x, {"a": y}), output="b")
 
 
+def test_a_teacher_that_reads_something_else():
+    teacher, (x, y) = mlp(2), data(8)
+    inputs = keras.Input((3,))
+    student = keras.Model(inputs, mlp(1)(keras.ops.concatenate([inputs, inputs], axis=-1)))
+    found = agreement(teacher, student, (x[:, :3], y), teacher_preprocessing=lambda z: 2.0 * keras.ops.tile(z, (1, 2)))
+    doubled = np.tile(x[:, :3], (1, 2))
+    theirs, ours = np.asarray(teacher(2.0 * doubled)), np.asarray(student(x[:, :3]))
+    p, q = softmax(theirs), softmax(ours)
+    np.testing.assert_allclose(found.kl_nats, np.mean(np.sum(p * np.log(p / q), axis=-1)), rtol=1e-4)
+    assert found.teacher_accuracy == np.mean(theirs.argmax(-1) == y)
+
+
 def test_dicts_of_inputs_and_tokens():
     def net(seed):
         keras.utils.set_random_seed(seed)
@@ -285,11 +297,12 @@ def test_the_table():
     found = agreement(mlp(1), mlp(2), data(8), severities=[1, 2.5])
     assert isinstance(found, Agreement)
     lines = str(found).splitlines()
-    assert lines[0].split() == ["agreement", "teacher", "student"]
-    assert lines[1].split() == ["top-1", *(f"{value:.4f}" for value in (numbers(found)[0], *numbers(found)[2:4]))]
+    assert lines[0].split() == ["top-1", "agreement,", "accuracy", "agreement", "teacher", "student"]
+    scores = [f"{value:.4f}" for value in (numbers(found)[0], *numbers(found)[2:4])]
+    assert lines[1].split() == ["unchanged", "data", *scores]
     assert lines[2].split() == ["calibration", "error", f"{found.teacher_ece:.4f}", f"{found.student_ece:.4f}"]
     assert lines[4].startswith("noise, severity 2.5")
     assert lines[4].split()[-3:] == [f"{value:.4f}" for value in dataclasses.astuple(found.corruptions[1])[2:]]
     assert lines[5] == f"KL(teacher || student): {found.kl_nats:.4f} nats; 8 samples"
     blind = str(agreement(mlp(1), mlp(2), data(8)[0], corruptions=None)).splitlines()
-    assert [len(line.split()) for line in blind[:2]] == [1, 2]
+    assert [line.split()[:-1] for line in blind[:2]] == [["top-1"], ["unchanged", "data"]]

@@ -187,6 +187,29 @@ def test_unequal_resolutions_and_a_teacher_with_larger_images():
         Distiller(student=student, teacher=teacher)
 
 
+@pytest.mark.parametrize("head", [layers.Dense(7), layers.Activation("linear")])
+def test_teachers_of_other_classes_or_without_a_head_teach_inner_layers(head, tmp_path):
+    student, whole = net(1, 4), net(2, 8)
+    teacher = keras.Model(whole.inputs, head(whole.get_layer("b").output))
+    distiller = Distiller(
+        student=student, teacher=teacher, distillation_losses=Hint("b"), distillation_loss_weights=2.0
+    )
+    distiller.compile("sgd", loss=hard_loss())
+    x, y = images()
+    found = distiller.evaluate(x, y, verbose=0, return_dict=True)
+    projected = inner(student, "b", x) @ np.asarray(distiller._own_parts()[0].kernel) + 0.0
+    expected = np.mean((projected - inner(whole, "b", x)) ** 2)
+    np.testing.assert_allclose(found["hint_loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(found["loss"], 0.5 * found["student_loss"] + 0.5 * 2.0 * expected, rtol=1e-4)
+    distiller.fit(x, y, verbose=0)
+    distiller.save(tmp_path / "d.keras")
+    again = keras.saving.load_model(tmp_path / "d.keras")
+    np.testing.assert_allclose(again.evaluate(x, y, verbose=0), distiller.evaluate(x, y, verbose=0), rtol=1e-5)
+    whole.layers[1].bias.assign(np.full(8, np.nan))
+    with pytest.raises(ValueError, match="gives NaN"):
+        distiller.fit(x, y, verbose=0)
+
+
 def test_stages_with_another_depth_are_paired_by_resolution():
     teacher = net(2, 4)
     inputs = keras.Input((8, 8, 2))

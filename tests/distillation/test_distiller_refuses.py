@@ -8,6 +8,7 @@ from keras import layers
 
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.logits import SoftTargets
+from kdopt.schedules import Linear
 
 
 def net(make, shape=(6,)):
@@ -27,7 +28,7 @@ PAIRS = {
     "dict_and_tensor": (lambda: (mlp(1), heads("a")), "same outputs"),
     "inputs": (
         lambda: (mlp(1), net(lambda x: layers.Dense(3)(x), (7,))),
-        r"student takes \(None, 6\) and the teacher \(None, 7\)",
+        r"student takes \(None, 6\) and the teacher 'functional.*' takes \(None, 7\)",
     ),
     "softmax_and_sigmoid": (lambda: (mlp(1, "softmax"), mlp(2, "sigmoid")), "cannot be compared"),
     "softmax_of_one": (lambda: (mlp(1, "softmax", 1), mlp(2, None, 1)), "one unit"),
@@ -65,6 +66,15 @@ def test_the_same_model_or_shared_weights():
         ({"distillation_losses": []}, ValueError, "empty"),
         ({"distillation_losses": "soft"}, ValueError, "soft_targets"),
         ({"distillation_losses": [keras.losses.KLDivergence()]}, TypeError, "instance of DistillationLoss"),
+        ({"distillation_losses": SoftTargets}, TypeError, r"the class SoftTargets. Call it: `SoftTargets\(\)`"),
+        ({"distillation_losses": "overhaul_feature"}, ValueError, r"`OverhaulFeature\(student_tap, ...\)`"),
+        ({"teacher_preprocessing": layers.Dense(5)}, ValueError, r"gives \(None, 5\) and the teacher .*\(None, 6\)"),
+        ({"distillation_loss_weights": [lambda step: 1.0 if step < 9 else 0.0]}, ValueError, "Python"),
+        (
+            {"distillation_loss_weights": Linear(final_sparsity=0.5, end_step=9)},
+            ValueError,
+            "cannot be computed inside",
+        ),
         ({"distillation_loss_weights": [1.0, 2.0]}, ValueError, "a list of 1 numbers"),
         ({"distillation_loss_weights": [-1.0]}, ValueError, ">= 0"),
         ({"from_logits": "yes"}, TypeError, "from_logits"),

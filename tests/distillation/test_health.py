@@ -33,6 +33,16 @@ def test_a_teacher_that_gives_nan_is_named_and_the_student_is_as_it_was(how):
     assert np.isfinite(distiller.fit(x, y, verbose=0).history["loss"]).all()  # mended, it goes on
 
 
+def test_nan_in_the_data_is_told_from_a_broken_teacher():
+    x, y = data()
+    x[3, :2] = np.nan
+    distiller = Distiller(student=mlp(1), teacher=mlp(2, name="big"))
+    distiller.compile("adam", loss=hard_loss())
+    with pytest.raises(ValueError, match="The data hold NaN: 2 of the inputs' values.*The student is as it was"):
+        distiller.fit(x, y, verbose=0)
+    assert np.isfinite(distiller.fit(*data(), verbose=0).history["loss"]).all()
+
+
 def test_one_broken_teacher_of_several_is_the_one_that_is_named():
     distiller = Distiller(student=mlp(1), teacher=[mlp(3, name="good"), broken()])
     distiller.compile("sgd", loss=hard_loss())

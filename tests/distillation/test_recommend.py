@@ -48,6 +48,20 @@ def test_stages_of_other_resolutions_are_left_out_and_said():
     assert "left out: Hint, AttentionTransfer: no map of the student is as large" in str(found)
 
 
+def test_a_teacher_that_reads_larger_images():
+    larger, student = conv_net(8, side=32, strides=(2, 2)), conv_net(4)
+    with pytest.raises(ValueError, match="Give `teacher_preprocessing=`"):
+        recommend(larger, student)
+    resize = layers.Resizing(32, 32)
+    found = recommend(larger, student, teacher_preprocessing=resize)
+    assert kinds(found) == ["SoftTargets", "Hint", "AttentionTransfer", "RelationalDistance"]
+    distiller = Distiller(
+        student=student, teacher=larger, distillation_losses=found.losses, teacher_preprocessing=resize
+    )
+    distiller.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    distiller.fit(np.ones((2, 16, 16, 1)), np.zeros(2), verbose=0)
+
+
 @pytest.mark.parametrize(("heads", "split"), [(2, None), (4, 2)])
 def test_transformers_get_their_attention_regrouped_where_heads_differ(heads, split):
     found = recommend(transformer(16, heads), transformer(8, 2))

@@ -58,6 +58,18 @@ def test_feature_distillation_of_inner_layers_taps_them_in_the_one_pass():
     np.testing.assert_allclose(logs["feature_distillation_loss"], np.mean((inner[0] - inner[1]) ** 2), rtol=1e-5)
 
 
+def test_feature_distillation_of_unequal_widths_points_to_hints():
+    loss = keras.distillation.FeatureDistillation(keras.losses.MeanSquaredError(), "dense", "dense")
+    student, teacher = (
+        keras.Sequential([keras.Input((6,)), keras.layers.Dense(w, name="dense"), keras.layers.Dense(3, name="head")])
+        for w in (4, 8)
+    )
+    distiller = Distiller(student=student, teacher=teacher, distillation_losses=loss)
+    distiller.compile("sgd", loss=hard_loss())
+    with pytest.raises(ValueError, match="`kdopt.distillation.losses.Hint` projects"):
+        distiller.fit(*data(), verbose=0)
+
+
 def test_equal_to_the_distiller_of_keras_in_one_step():
     x, y = data()
     found = []

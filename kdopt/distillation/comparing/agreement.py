@@ -15,6 +15,7 @@ from kdopt.distillation.comparing.calibration import Reliability, divergence, re
 from kdopt.distillation.comparing.corrupting import corruptions_for
 from kdopt.distillation.comparing.figure import plot_agreement
 from kdopt.distillation.comparing.samples import gathered
+from kdopt.distillation.teachers import Preprocessing
 from kdopt.distillation.validation import check_from_logits
 
 
@@ -70,15 +71,15 @@ class Agreement:
 
     def summary(self) -> str:
         """A table."""
-        rows: list[tuple[Any, ...]] = [("", "agreement", *ROLES)]
-        rows.append(("top-1", self.top1_agreement, self.teacher_accuracy, self.student_accuracy))
+        rows: list[tuple[Any, ...]] = [("top-1 agreement, accuracy", "agreement", *ROLES)]
+        rows.append(("unchanged data", self.top1_agreement, self.teacher_accuracy, self.student_accuracy))
         if self.teacher_reliability is not None:
             rows.append(("calibration error", None, self.teacher_ece, self.student_ece))
         for row in self.corruptions:
             told = row.top1_agreement, row.teacher_accuracy, row.student_accuracy
             rows.append((f"{row.name}, severity {row.severity:g}", *told))
         if self.teacher_reliability is None:
-            rows = [row[:2] for row in rows]
+            rows = [("top-1", "agreement"), *(row[:2] for row in rows[1:])]
         width = max(len(str(row[0])) for row in rows)
         lines = [f"{row[0]:<{width}}" + "".join(f"{_cell(value):>11}" for value in row[1:]) for row in rows]
         last = f"KL(teacher || student): {self.kl_nats:.4f} nats; {self.samples:,} samples"
@@ -104,6 +105,7 @@ def agreement(
     output: str | int | None = None,
     activation: str | None = None,
     from_logits: bool | dict[str, bool] | None = None,
+    teacher_preprocessing: Preprocessing | None = None,
     corruptions: str | Sequence[str] | Mapping[str, Callable[[np.ndarray, float], np.ndarray]] | None = "auto",
     severities: Sequence[float] = (1, 3, 5),
     bins: int = 15,
@@ -122,7 +124,7 @@ def agreement(
     Every position of an output with positions is an answer of its own; so is every unit of a sigmoid output.
 
     Args:
-        teacher, student: `keras.Model` with the same inputs and outputs; left as they are.
+        teacher, student: `keras.Model` with the same outputs; left as they are.
         data: Inputs, or a tuple `(inputs, labels)`; arrays, or dicts or lists of them; or a `tf.data.Dataset` or
             `PyDataset` of batches of that. Labels are class numbers or one-hot; of a sigmoid 0 and 1. Preprocessed as
             in training. All is held in memory.
@@ -131,6 +133,8 @@ def agreement(
             softmax where both return logits of several units.
         from_logits: Whether the models return logits: True, False, or `{"student": ..., "teacher": ...}`. Defaults to
             `None`: read from the last activation.
+        teacher_preprocessing: Function or layer that makes the teacher's input of the student's, as in `Distiller`.
+            Defaults to `None`: the same input.
         corruptions: `"auto"` (default): `"noise"` (of 0.1 * severity of the data's standard deviation) on all that is
             continuous, and `"blur"`, `"contrast"`, `"brightness"` on images, arrays (samples, height, width, channels)
             of floats or bytes; or a list of these; or a mapping from names to functions (array, severity) -> array; or
@@ -169,6 +173,7 @@ def agreement(
         output=output,
         activation=activation,
         from_logits=check_from_logits(from_logits),
+        teacher_preprocessing=teacher_preprocessing,
         batch_size=batch_size,
     )
     clean = answers.log_probabilities(x, "unchanged")

@@ -11,6 +11,7 @@ from kdopt.distillation.activations import SIGMOID, SOFTMAX, output_activations
 from kdopt.distillation.comparing.calibration import log_probabilities
 from kdopt.distillation.comparing.labels import labels_of
 from kdopt.distillation.outputs import OutputPair, as_logits, pair_outputs
+from kdopt.distillation.teachers import Preprocessing
 
 ROLES = ("teacher", "student")
 
@@ -24,6 +25,7 @@ class Answers:
         output: Name or index of the output, `None` if there is one.
         activation: `"softmax"`, `"sigmoid"` or `None`: as the models say.
         from_logits: For `"teacher"` and `"student"`: True, False, or `None`.
+        teacher_preprocessing: Function of the student's batch that gives the teacher's, or `None`.
         batch_size: Integer >= 1.
 
     Attributes:
@@ -42,10 +44,12 @@ class Answers:
         output: str | int | None,
         activation: str | None,
         from_logits: dict[str, bool | None],
+        teacher_preprocessing: Preprocessing | None,
         batch_size: int,
     ) -> None:
         first = keras.tree.map_structure(lambda leaf: leaf[: min(2, batch_size)], x)
-        theirs, ours = _called(teacher, first), _called(student, first)
+        self._preparing = {"teacher": teacher_preprocessing, "student": None}
+        theirs, ours = self._called(teacher, first, "teacher"), self._called(student, first, "student")
         pairs = pair_outputs(student, ours, theirs, output_activations(teacher), from_logits)
         self.pair = _chosen(pairs, output)
         self.activation = _activation(self.pair, activation)
@@ -89,9 +93,15 @@ class Answers:
         kind = getattr(self.pair, f"{role}_kind")
 
         def step(batch: Any) -> Any:
-            return as_logits(keras.tree.flatten(_called(model, batch))[self.pair.index], kind, self.activation)
+            return as_logits(
+                keras.tree.flatten(self._called(model, batch, role))[self.pair.index], kind, self.activation
+            )
 
         return tf.function(step, autograph=False, reduce_retracing=True)
+
+    def _called(self, model: keras.Model, x: Any, role: str) -> Any:
+        prepare = self._preparing[role]
+        return _called(model, x if prepare is None else prepare(x))
 
 
 def _called(model: keras.Model, x: Any) -> Any:

@@ -96,7 +96,8 @@ def _draw_corruptions(part: Any, found: "Agreement") -> None:
     _decorate(axes)
     axes.set_ylim(0, 100)
     axes.margins(x=0.02)
-    part.legend(loc="outside upper left", ncols=len(series), fontsize=9, frameon=False)
+    spot = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0, "borderaxespad": 0.5}
+    axes.legend(**spot, ncols=len(series), fontsize=9, frameon=False)
 
 
 def _decorate(axes: Any) -> None:

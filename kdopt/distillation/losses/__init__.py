@@ -5,7 +5,7 @@ On outputs:      SoftTargets, SoftTargetsMSE, DecoupledKD, LogitStandardization,
 On features:     Hint, CosineFeature, FactorTransfer, VID, NST, OverhaulFeature, AdversarialFeature
 On attention:    AttentionTransfer (activations), AttentionMapsKL (transformers)
 On relations:    RelationalDistance, RelationalAngle, SimilarityPreserving, CorrelationCongruence, PKT, FSP, CRD
-Bases:           DistillationLoss, FeatureLoss, RelationLoss; DISTILLATION_LOSSES, the registry of names
+Bases:           DistillationLoss, FeatureLoss, ChannelFreeLoss, RelationLoss; DISTILLATION_LOSSES, the registry
 """
 
 from kdopt.distillation.losses.adversarial import AdversarialFeature, AdversarialLogits
@@ -16,7 +16,7 @@ from kdopt.distillation.losses.channel_wise import ChannelWise
 from kdopt.distillation.losses.contrastive import CRD
 from kdopt.distillation.losses.decoupled import DecoupledKD
 from kdopt.distillation.losses.factors import FactorTransfer
-from kdopt.distillation.losses.feature import FeatureLoss
+from kdopt.distillation.losses.feature import ChannelFreeLoss, FeatureLoss
 from kdopt.distillation.losses.fsp import FSP
 from kdopt.distillation.losses.hint import CosineFeature, Hint
 from kdopt.distillation.losses.logits import SoftTargets, SoftTargetsMSE, soft_targets
@@ -41,6 +41,7 @@ __all__ = [
     "AdversarialLogits",
     "AttentionMapsKL",
     "AttentionTransfer",
+    "ChannelFreeLoss",
     "ChannelWise",
     "CorrelationCongruence",
     "CosineFeature",

@@ -6,7 +6,7 @@ from keras import ops
 
 from kdopt.core.validation import check_one_of, check_positive
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
-from kdopt.distillation.losses.feature import FeatureLoss
+from kdopt.distillation.losses.feature import ChannelFreeLoss
 from kdopt.distillation.losses.hint import unit
 from kdopt.distillation.taps import Taps
 
@@ -29,7 +29,7 @@ def attention(features: Any, power: float = 2.0) -> Any:
 
 
 @DISTILLATION_LOSSES.register("attention_transfer")
-class AttentionTransfer(FeatureLoss):
+class AttentionTransfer(ChannelFreeLoss):
     """The student is active where the teacher is.
 
         "mse":  | F_s / |F_s| - F_t / |F_t| |^2,                  F = sum_c |a_c|^p over the channels of a position
@@ -50,7 +50,6 @@ class AttentionTransfer(FeatureLoss):
     their number).
     """
 
-    matches_channels = False
     ranks = (3, 4)
 
     def __init__(
@@ -62,7 +61,7 @@ class AttentionTransfer(FeatureLoss):
         power: float = 2.0,
         name: str | None = None,
     ) -> None:
-        super().__init__(student_tap, teacher_tap, projector=None, name=name)
+        super().__init__(student_tap, teacher_tap, name=name)
         self.distance = check_one_of("distance", distance, ("mse", "kl"))
         self.power = check_positive("power", power)
 
@@ -76,12 +75,7 @@ class AttentionTransfer(FeatureLoss):
 
     def get_config(self) -> dict[str, Any]:
         own = {"distance": self.distance, "power": self.power}
-        return {**own, **without_projector(super().get_config())}
-
-
-def without_projector(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a loss that takes no projector."""
-    return {name: value for name, value in config.items() if name != "projector"}
+        return {**own, **super().get_config()}
 
 
 def _log_shares(energy: Any) -> Any:

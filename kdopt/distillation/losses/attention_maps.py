@@ -1,15 +1,16 @@
 """What the heads of a transformer attend to: attention scores and value relations."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from kdopt.core.recording import Attention, Recorded
 from kdopt.core.validation import check_integer, check_one_of
-from kdopt.distillation.losses.attention import without_projector
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
-from kdopt.distillation.losses.feature import FeatureLoss
+from kdopt.distillation.losses.feature import ChannelFreeLoss
 from kdopt.distillation.taps import Tapped, Taps
 
 _RELATIONS = ("scores", "values")
@@ -17,7 +18,7 @@ _FAR = -1e9
 
 
 @DISTILLATION_LOSSES.register("attention_maps_kl")
-class AttentionMapsKL(FeatureLoss):
+class AttentionMapsKL(ChannelFreeLoss):
     """The student's heads attend to what the teacher's attend to, and relate values as they do.
 
         "scores":  A = Q K^T / sqrt(d)         "values":  A = V V^T / sqrt(d)
@@ -45,7 +46,6 @@ class AttentionMapsKL(FeatureLoss):
     "TinyBERT", 2020, equation 7 ("mse" of scores); Wang et al., "MiniLMv2", 2021, section 3.
     """
 
-    matches_channels = False
     ranks = (3, 4)
 
     def __init__(
@@ -58,7 +58,7 @@ class AttentionMapsKL(FeatureLoss):
         relation_heads: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(student_tap, teacher_tap, projector=None, name=name)
+        super().__init__(student_tap, teacher_tap, name=name)
         given = [relations] if isinstance(relations, str) else list(relations)
         if not given or len(set(given)) < len(given):
             raise ValueError(f"`relations` must be 'scores', 'values' or both; got {relations!r}.")
@@ -72,6 +72,8 @@ class AttentionMapsKL(FeatureLoss):
             self._check("teacher", tapped)
         for tapped in student:
             self._check("student", tapped)
+        for theirs, ours in zip(teacher, student, strict=True):
+            self._check_heads(theirs, ours)
 
     def compute(self, teacher: Sequence[Any], student: Sequence[Any]) -> list[Any]:
         """Shape (batch,)."""
@@ -87,6 +89,24 @@ class AttentionMapsKL(FeatureLoss):
                 f"{role} is {type(tapped.operation).__name__}. A layer of your own that gives attention probabilities, "
                 "shape (batch, heads, targets, sources), goes with `relations='scores'`."
             )
+
+    def _check_heads(self, teacher: Tapped, student: Tapped) -> None:
+        for relation in self.relations:
+            theirs, ours = heads_of(teacher, relation), heads_of(student, relation)
+            if theirs is None or ours is None:
+                continue
+            common = math.gcd(math.prod(theirs), math.prod(ours))
+            if self.relation_heads is None and theirs[0] != ours[0]:
+                raise ValueError(
+                    f"AttentionMapsKL compares {relation} head by head: {teacher.name!r} of the teacher has "
+                    f"{theirs[0]} heads of {theirs[1]}, {student.name!r} of the student {ours[0]} of {ours[1]}. Pass "
+                    f"`relation_heads={math.gcd(common, ours[0])}`, or another integer that divides {common}."
+                )
+            if self.relation_heads is not None and common % self.relation_heads:
+                raise ValueError(
+                    f"`relation_heads` must divide {math.prod(theirs)} and {math.prod(ours)}, heads times size of the "
+                    f"{relation} of teacher and student; got {self.relation_heads}."
+                )
 
     def _distance(self, relation: str, theirs: Recorded, ours: Recorded) -> Any:
         (t, seen), (s, also) = (self._related(relation, one) for one in (theirs, ours))
@@ -128,7 +148,17 @@ class AttentionMapsKL(FeatureLoss):
 
     def get_config(self) -> dict[str, Any]:
         own = {"relations": list(self.relations), "distance": self.distance, "relation_heads": self.relation_heads}
-        return {**own, **without_projector(super().get_config())}
+        return {**own, **super().get_config()}
+
+
+def heads_of(tapped: Tapped, relation: str = "scores") -> tuple[int, int] | None:
+    """(heads, size of one) of what an attention layer of Keras relates; None for another layer."""
+    layer = tapped.operation
+    if isinstance(layer, keras.layers.MultiHeadAttention):
+        return layer.num_heads, layer.key_dim if relation == "scores" else layer.value_dim
+    if isinstance(layer, keras.layers.GroupQueryAttention):
+        return layer.num_query_heads if relation == "scores" else layer.num_key_value_heads, layer.head_dim
+    return None
 
 
 def relate(one: Any, other: Any) -> Any:

@@ -7,16 +7,15 @@ import keras
 from keras import layers, ops
 
 from kdopt.core.validation import check_positive
-from kdopt.distillation.losses.attention import without_projector
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
-from kdopt.distillation.losses.feature import FeatureLoss
+from kdopt.distillation.losses.feature import ChannelFreeLoss
 from kdopt.distillation.losses.hint import unit
 from kdopt.distillation.projectors import channels_of
 from kdopt.distillation.taps import Tapped, Taps
 
 
 @DISTILLATION_LOSSES.register("factor_transfer")
-class FactorTransfer(FeatureLoss):
+class FactorTransfer(ChannelFreeLoss):
     """The student learns not the teacher's features but a paraphrase of them.
 
         loss = mean | F_t / |F_t| - F_s / |F_s| |   +   mean (t - d(F_t))^2,     F_t = e(t), F_s = translator(s)
@@ -33,7 +32,6 @@ class FactorTransfer(FeatureLoss):
     equations 1 to 4.
     """
 
-    matches_channels = False
     ranks = (3, 4)
 
     def __init__(
@@ -44,7 +42,7 @@ class FactorTransfer(FeatureLoss):
         rate: float = 0.5,
         name: str | None = None,
     ) -> None:
-        super().__init__(student_tap, teacher_tap, projector=None, name=name)
+        super().__init__(student_tap, teacher_tap, name=name)
         self.rate = check_positive("rate", rate)
         self._nets: list[tuple[keras.Model, keras.Model, keras.Model]] = []
 
@@ -78,7 +76,7 @@ class FactorTransfer(FeatureLoss):
         return values
 
     def get_config(self) -> dict[str, Any]:
-        return {"rate": self.rate, **without_projector(super().get_config())}
+        return {"rate": self.rate, **super().get_config()}
 
 
 def factor_distance(teacher: Any, student: Any) -> Any:

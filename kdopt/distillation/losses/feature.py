@@ -27,7 +27,7 @@ class FeatureLoss(DistillationLoss):
             `"stages"` in both, where the models have different numbers of them, those of equal resolution are paired.
         projector: What maps the student's features to the teacher's channels: `"auto"`, where they differ; `None`,
             never (they must be equal); a `keras.layers.Layer`, or a list with one for each pair of taps. Defaults to
-            `"auto"`. Losses that compare no channels take none.
+            `"auto"`. Losses that compare no channels take none (`ChannelFreeLoss`).
         name: The loss is logged as `{name}_loss`. Defaults to the snake-case class name.
 
     Raises: TypeError for a tap or projector of another kind.
@@ -173,6 +173,24 @@ class FeatureLoss(DistillationLoss):
         elif isinstance(self.projector, list):
             config["projector"] = [keras.saving.serialize_keras_object(layer) for layer in self.projector]
         return config
+
+
+class ChannelFreeLoss(FeatureLoss):
+    """A loss on inner tensors that compares no channels, so that it takes no projector.
+
+    Args:
+        student_tap, teacher_tap, name: As in `FeatureLoss`.
+    """
+
+    matches_channels = False
+
+    def __init__(
+        self, student_tap: Taps = "stages", teacher_tap: Taps | None = None, *, name: str | None = None
+    ) -> None:
+        super().__init__(student_tap, teacher_tap, projector=None, name=name)
+
+    def get_config(self) -> dict[str, Any]:
+        return {name: value for name, value in super().get_config().items() if name != "projector"}
 
 
 def _seen(values: Any, mask: Any) -> Any:

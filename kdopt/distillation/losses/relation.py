@@ -4,12 +4,11 @@ from typing import Any
 
 from keras import ops
 
-from kdopt.distillation.losses.attention import without_projector
-from kdopt.distillation.losses.feature import FeatureLoss
+from kdopt.distillation.losses.feature import ChannelFreeLoss
 from kdopt.distillation.taps import Taps
 
 
-class RelationLoss(FeatureLoss):
+class RelationLoss(ChannelFreeLoss):
     """Compares the relations between the samples of a batch; widths and resolutions need not be equal.
 
     Subclass it and write `compute_loss(teacher, student)` for two matrices, one row a sample. It returns one value a
@@ -21,20 +20,16 @@ class RelationLoss(FeatureLoss):
     """
 
     matches_positions = False
-    matches_channels = False
     within_batch = True
 
     def __init__(
         self, student_tap: Taps = "embedding", teacher_tap: Taps | None = None, *, name: str | None = None
     ) -> None:
-        super().__init__(student_tap, teacher_tap, projector=None, name=name)
+        super().__init__(student_tap, teacher_tap, name=name)
 
     def prepared(self, place: int, teacher: Any, student: Any) -> tuple[Any, Any]:
         teacher, student = super().prepared(place, teacher, student)
         return rows(teacher), rows(student)
-
-    def get_config(self) -> dict[str, Any]:
-        return without_projector(super().get_config())
 
 
 def rows(values: Any) -> Any:

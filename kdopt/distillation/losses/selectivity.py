@@ -5,9 +5,8 @@ from typing import Any
 from keras import ops
 
 from kdopt.core.validation import check_one_of, check_positive
-from kdopt.distillation.losses.attention import without_projector
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
-from kdopt.distillation.losses.feature import FeatureLoss
+from kdopt.distillation.losses.feature import ChannelFreeLoss
 from kdopt.distillation.losses.hint import unit
 from kdopt.distillation.taps import Taps
 
@@ -15,7 +14,7 @@ _KERNELS = ("linear", "polynomial", "gaussian")
 
 
 @DISTILLATION_LOSSES.register("nst")
-class NST(FeatureLoss):
+class NST(ChannelFreeLoss):
     """The channels of the student respond to places in the image as the teacher's do, as distributions.
 
         loss = mean_{i,j} k(t_i, t_j) + mean_{i,j} k(s_i, s_j) - 2 mean_{i,j} k(t_i, s_j)
@@ -33,7 +32,6 @@ class NST(FeatureLoss):
     to 5.
     """
 
-    matches_channels = False
     ranks = (3, 4)
 
     def __init__(
@@ -45,7 +43,7 @@ class NST(FeatureLoss):
         sigma: float = 1.0,
         name: str | None = None,
     ) -> None:
-        super().__init__(student_tap, teacher_tap, projector=None, name=name)
+        super().__init__(student_tap, teacher_tap, name=name)
         self.kernel, self.sigma = check_one_of("kernel", kernel, _KERNELS), check_positive("sigma", sigma)
 
     def compute_loss(self, teacher: Any, student: Any) -> Any:
@@ -66,7 +64,7 @@ class NST(FeatureLoss):
         return ops.mean(products, axis=(1, 2))
 
     def get_config(self) -> dict[str, Any]:
-        return {"kernel": self.kernel, "sigma": self.sigma, **without_projector(super().get_config())}
+        return {"kernel": self.kernel, "sigma": self.sigma, **super().get_config()}
 
 
 def _channels(values: Any) -> Any:

@@ -33,7 +33,7 @@ from kdopt.quantization.native.reporting import report_of
 from kdopt.quantization.native.steps import gives_probabilities
 from kdopt.quantization.observers import OBSERVERS, Observer
 from kdopt.quantization.ranges import RANGES, RangeMethod
-from kdopt.quantization.report import LayerReport
+from kdopt.quantization.report import LayerReports
 from kdopt.quantization.schemes import Layers, LayerScheme, resolve
 
 
@@ -138,9 +138,9 @@ class NativeModel(QuantizationAware):
         return self._hidden.graph
 
     @property
-    def report(self) -> tuple[LayerReport, ...]:
+    def report(self) -> LayerReports:
         """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
-        return report_of(self._hidden.placement)
+        return LayerReports(report_of(self._hidden.placement))
 
     @property
     def calibrated(self) -> bool:

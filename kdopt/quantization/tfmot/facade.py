@@ -14,7 +14,7 @@ from kdopt.core.notices import warn_user
 from kdopt.graph.inline import TracedInput, trace
 from kdopt.quantization.base import QuantizationAware
 from kdopt.quantization.data import calibration_batches
-from kdopt.quantization.report import LayerReport
+from kdopt.quantization.report import LayerReports
 from kdopt.quantization.tfmot.annotate import is_rolled
 from kdopt.quantization.tfmot.checks import functional_of
 from kdopt.quantization.tfmot.holder import QuantizedLayer
@@ -111,9 +111,9 @@ class QuantizedModel(QuantizationAware):
         return self._hidden.source
 
     @property
-    def report(self) -> tuple[LayerReport, ...]:
+    def report(self) -> LayerReports:
         """One `LayerReport` a source layer: how it is quantized, and why not if it is not."""
-        return self._hidden.net.report
+        return LayerReports(self._hidden.net.report)
 
     @property
     def calibrated(self) -> bool:

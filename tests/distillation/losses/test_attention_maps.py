@@ -221,6 +221,27 @@ def transformer(seed, width, heads=2):
     return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
 
 
+def test_heads_are_compared_at_construction():
+    def distill(teacher, student, **options):
+        loss = AttentionMapsKL(**options)
+        return Distiller(student=student, teacher=teacher, distillation_losses=loss, student_loss_weight=0.0)
+
+    with pytest.raises(ValueError, match=r"4 heads of 4, 'attend' of the student 2 of 4. Pass `relation_heads=2`"):
+        distill(transformer(1, 8, heads=4), transformer(2, 6))
+    with pytest.raises(ValueError, match="must divide 16 and 8"):
+        distill(transformer(1, 8, heads=4), transformer(2, 6), relation_heads=3)
+    distill(transformer(1, 8, heads=4), transformer(2, 6), relation_heads=2).predict(TOKENS, verbose=0)
+    plain = keras.Sequential([keras.Input((5,)), layers.Dense(3)], name="plain")
+    with pytest.raises(ValueError, match="the student 'plain' calls no MultiHeadAttention"):
+        distill(transformer(1, 8), plain)
+    # As many heads of queries, but not of values.
+    inputs = [keras.Input((5, 3)) for _ in range(2)]
+    nets = [keras.Model(x, layers.GroupQueryAttention(3, 6, n)(x, x)) for x, n in zip(inputs, (2, 3), strict=True)]
+    with pytest.raises(ValueError, match="compares values head by head: .* 2 heads of 3, .* of the student 3 of 3"):
+        distill(*nets)
+    distill(*nets, relations="scores")
+
+
 def test_minilm_of_equal_nets_is_zero_and_of_others_the_oracle():
     teacher, student = transformer(1, 8), transformer(2, 6)
     twin = keras.models.clone_model(teacher)

@@ -54,6 +54,7 @@ def test_it_trains_and_the_file_is_the_model(options):
     assert history["loss"][-1] < history["loss"][0]
     assert steps_beside(model) < 0.01
     assert [entry.mode for entry in model.report] == ["quantized"] * len(model.report)
+    assert [line.split()[:2] for line in str(model.report).splitlines()] == [[e.layer, e.mode] for e in model.report]
     assert model.count_params() == net().count_params() + 2 * len(model.range_names) + 3
 
 
