@@ -212,6 +212,8 @@ BAD = {
     "teacher": (dict(teacher=3), TypeError, "`teacher` must be a keras.Model"),
     "unbuilt": (dict(teacher=keras.Sequential([layers.Dense(1)])), ValueError, "is not built"),
     "views": (dict(views=2), ValueError, "needs `augment=`"),
+    "random": (dict(augment=lambda x, seed: x + tf.random.uniform([])), ValueError, "different views of a sample"),
+    "drawn": (dict(augment=lambda x, seed: x + np.random.rand()), ValueError, "different views of a sample"),
     "augment": (dict(augment=3), TypeError, "`augment` must be a function"),
     "dtype": (dict(dtype="int8"), ValueError, "`dtype` must be one of"),
     "taps": (dict(taps="nowhere"), ValueError, "Nothing to tap in the teacher"),

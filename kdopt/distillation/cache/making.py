@@ -15,7 +15,15 @@ from kdopt.distillation.cache.building import Making, other_length
 from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.cache.keys import described, fingerprint
 from kdopt.distillation.cache.manifest import prepare_folder
-from kdopt.distillation.cache.samples import Augment, as_arrays, batches_of, dtypes_of, unpacked, views_of
+from kdopt.distillation.cache.samples import (
+    Augment,
+    as_arrays,
+    batches_of,
+    check_replayable,
+    dtypes_of,
+    unpacked,
+    views_of,
+)
 from kdopt.distillation.cache.taps import attention_refusal, tap_to_config
 from kdopt.distillation.joined import split
 from kdopt.distillation.taps import Tapped, Taps, resolve
@@ -53,13 +61,15 @@ def cache_teacher(
             the inputs are used. A dataset must give the same samples in the same order whenever it runs: neither
             shuffled nor augmented.
         path: Folder of the cache; made if it is not there.
-        taps: Inner layers whose tensors are kept too, as `kdopt.distillation.taps.resolve` takes them; no attention
-            layers. Defaults to none.
+        taps: Inner layers whose tensors are kept too, as `kdopt.distillation.taps.resolve` takes them: names, indices,
+            `"stages"`, `"embedding"`; no attention layers. A loss on inner layers finds them by the same words, but
+            only what was kept: `AttentionTransfer()` needs `taps="stages"`. Defaults to none.
         dtype: `"float32"`, or `"float16"` for half the size. Outputs of which it is not known that they are logits or
             probabilities of softmax or sigmoid stay float32. Defaults to `"float32"`.
         augment: Function `(x, seed)` that makes a view of one sample's inputs (without batch axis) by the int32 seed
-            (number of the sample, number of the view) alone: use `tf.image.stateless_*` and the like. It is replayed
-            for the student, which sees what the teacher saw. Defaults to `None`: the data as they are.
+            (number of the sample, number of the view) alone, which is tried on the first batch: use
+            `tf.image.stateless_*` and the like. It is replayed for the student, which sees what the teacher saw.
+            Defaults to `None`: the data as they are.
         views: Integer >= 1, how many views of each sample. Defaults to 1.
         preprocessing: Function or layer that makes the teacher's input of the data. Defaults to `None`: the same.
         from_logits: Whether the teacher returns logits: True or False. Defaults to `None`: read from its last
@@ -131,9 +141,13 @@ def _flow(
         raise TypeError(f"`augment` must be a function (x, seed) of one sample; got {augment!r}.")
     if not isinstance(data, tf.data.Dataset):
         x, _ = as_arrays(data)
+        if augment is not None:
+            check_replayable(batches_of(x, 16), augment)
         return views_of(batches_of(x, batch_size), augment, views), dtypes_of(x), len(keras.tree.flatten(x)[0])
     if data.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("`data` never ends. Give the dataset without `.repeat()`.")
+    if augment is not None:
+        check_replayable(data, augment)
     return views_of(data, augment, views), dtypes_of(split(unpacked(data.element_spec)[0])[0]), None
 
 

@@ -119,6 +119,31 @@ def batches_of(x: Any, batch_size: int) -> tf.data.Dataset:
     return tf.data.Dataset.range(0, len(flat[0]), batch_size).map(batch)
 
 
+def check_replayable(data: tf.data.Dataset, augment: Augment) -> None:
+    """Refuses an augmentation that makes two views of the first batch by the same seeds.
+
+    Args:
+        data: Batches.
+        augment: Function of one sample's inputs and a seed.
+
+    Raises: ValueError.
+    """
+
+    for batch in data.take(1):
+        x, _ = split(unpacked(batch)[0])
+        size = tf.shape(tf.nest.flatten(x)[0])[0]
+        samples, views = tf.range(tf.cast(size, tf.int64)), tf.zeros([size], tf.int32)
+        # Traced anew, numbers drawn by Python change; called again, those drawn by operations that keep a state.
+        traces = [tf.function(lambda *given: fingerprints(augmented(augment, *given))) for _ in range(2)]
+        prints = [traced(x, samples, views).numpy() for traced in (traces[0], *traces)]
+        if np.ptp(prints, axis=0).any():
+            raise ValueError(
+                "`augment` made different views of a sample by the same seed, so the student could not be shown what "
+                "the teacher saw. Let it depend on the sample and the seed alone: `tf.random.stateless_uniform(shape, "
+                "seed)`, `tf.image.stateless_random_flip_left_right(x, seed)`."
+            )
+
+
 def views_of(data: tf.data.Dataset, augment: Augment | None, views: int) -> tf.data.Dataset:
     """For each batch: its inputs as they are in each view, and the fingerprints of these, shape (batch, views)."""
 
