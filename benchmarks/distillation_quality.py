@@ -6,8 +6,9 @@
 
 A student with a third of the teacher's channels is trained on labels and teacher with equal epochs, batches, images and
 learning rates for every method; the teacher is trained once a task. `--tune` trains each method with a few weights on
-the split of seed 100 and keeps what is best on its validation images, for keras.distillation too; the runs with seeds
-0, 1, ... take these and read the test images once. `best` is the pair of losses that was best on the validation images.
+the split of seed 100 and keeps what is best on its validation images, for keras.distillation too (cifar10 takes what
+fashion_mnist found); the runs with seeds 0, 1, ... take these and read the test images once, and with them the pair of
+losses that was best on the validation images.
 Every run adds a line to `--file`; runs that are there already are left out, so the same command resumes.
 
 fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to
@@ -51,6 +52,7 @@ class Task:
         mirror: Whether images are mirrored at random.
         compiled: Whether XLA compiles the step: faster for transformers, slower for convolutions on a CPU.
         tap: Of the last stage of both models.
+        tuned_on: Another task whose weights and pair it takes; None: its own.
     """
 
     data: Callable[[Path, int], tuple[Split, Split, Split]]
@@ -59,6 +61,7 @@ class Task:
     mirror: bool = False
     compiled: bool = False
     tap: str = "stage_2"
+    tuned_on: str | None = None
 
 
 def resnet8(shape: tuple[int, ...]) -> Callable[[str], keras.Model]:
@@ -151,7 +154,7 @@ def sequence(folder: Path, seed: int) -> tuple[Split, Split, Split]:
 
 TASKS = {
     "fashion_mnist": Task(fashion_mnist, resnet8((28, 28, 1)), 12),
-    "cifar10": Task(cifar10, resnet8((32, 32, 3)), 8, mirror=True),
+    "cifar10": Task(cifar10, resnet8((32, 32, 3)), 8, mirror=True, tuned_on="fashion_mnist"),
     "digits": Task(digits, ds_cnn, 15),
     "sequence": Task(sequence, transformer, 12, compiled=True),
 }
@@ -188,8 +191,8 @@ SEQUENCE = {
 
 
 OF_TASK = {
-    "sequence": ("none", "soft_targets", "decoupled_kd", "relational", "hint", "attention_maps"),
-    "digits": ("none", "soft_targets", "decoupled_kd", "attention_transfer", "relational", "hint"),
+    "sequence": ("none", "soft_targets", "attention_maps"),
+    "digits": ("none", "soft_targets", "decoupled_kd", "attention_transfer", "hint"),
 }
 
 
@@ -283,6 +286,7 @@ def run(options: Any, *what: Any) -> dict[str, Any]:
 
 def tuned(options: Any, name: str, method: str) -> float:
     """The weight that was best on the validation images of the tuning seed."""
+    name = TASKS[name].tuned_on or name
     weights = [1.0, 4.0] if method == "keras" else methods_of(name)[method][0]
     found = [(run(options, name, method, weight, 0.0, TUNING)["validation"], weight) for weight in weights]
     return max(found)[1]
@@ -290,6 +294,7 @@ def tuned(options: Any, name: str, method: str) -> float:
 
 def best_pair(options: Any, name: str) -> tuple[str, float, float]:
     """Which loss beside soft targets was best on the validation images, and both weights."""
+    name = TASKS[name].tuned_on or name
     first = tuned(options, name, "soft_targets")
     others = [method for method in (*PAIRS, *SEQUENCE) if method in methods_of(name)]
     pairs = [(f"soft_targets+{other}", first, tuned(options, name, other)) for other in others]

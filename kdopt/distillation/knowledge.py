@@ -12,7 +12,7 @@ from kdopt.distillation.functions import FunctionLoss
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.losses.feature import FeatureLoss
 from kdopt.distillation.outputs import OutputPair, pair_outputs
-from kdopt.distillation.reduction import reduced, weight_of
+from kdopt.distillation.reduction import common_mask, reduced, weight_of
 from kdopt.distillation.stock import stock_loss, stock_taps
 from kdopt.distillation.taps import STAGES, Tapped, resolve, tensors_of
 from kdopt.distillation.teachers import Observation, Teacher, named
@@ -77,7 +77,7 @@ class Term:
                 arguments: tuple[Any, ...] = (*pair.logits(activation), activation)
             else:
                 arguments = pair.raw()
-            extra, mask = {}, getattr(pair.student, "_keras_mask", None)
+            extra, mask = {}, common_mask(pair.teacher, pair.student)
             if self.loss.uses_labels:
                 extra["labels"] = labels_of(batch.labels, pair, len(pairs), classes=self.loss.reads_logits)
             if self.loss.uses_mask:
@@ -97,10 +97,12 @@ class Term:
             sample_weight = weight_of(sample_weight, 0, 1)
         total: Any = 0.0
         computed = self.loss.compute(theirs, ours)
-        for values, record in zip(computed, [*ours, *[None] * (len(computed) - len(ours))], strict=False):
-            mask = None if record is None else getattr(record.output, "_keras_mask", None)
+        for place, values in enumerate(computed):
+            mask = None
+            if self.loss.matches_positions and place < len(ours) and len(values.shape) > 1:
+                mask = common_mask(theirs[place].output, ours[place].output)
             # Features have zeros at masked positions; where there is a value for each, these do not count.
-            fits = mask is not None and len(values.shape) > 1 and mask.shape[1] == values.shape[1]
+            fits = mask is not None and mask.shape[1] == values.shape[1]
             total = total + reduced(values, sample_weight, mask if fits else None, type(self.loss).__name__)
         return total
 

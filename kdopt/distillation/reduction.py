@@ -40,6 +40,26 @@ def reduced(values: Any, sample_weight: Any = None, mask: Any = None, owner: str
     return KerasMean(dtype="float32")(values, values, sample_weight)
 
 
+def common_mask(teacher: Any, student: Any) -> Any:
+    """Positions that neither of two tensors masks, as Keras keeps masks; None where there is no mask.
+
+    Args:
+        teacher, student: Shape (batch, positions ..., features) or (batch, positions ...), at the same positions.
+
+    Raises: ValueError for a mask of another length than that of the other sequence.
+    """
+    masks = [getattr(values, "_keras_mask", None) for values in (teacher, student)]
+    known = [mask for mask in masks if mask is not None]
+    lengths = {values.shape[1] for values in (teacher, student) if len(values.shape) > 1} - {None}
+    if known and len(lengths) > 1:
+        raise ValueError(
+            f"A sequence with a mask and one of another length, {teacher.shape[1]} positions of the teacher and "
+            f"{student.shape[1]} of the student: once interpolated, nobody knows which are padding. Compare layers of "
+            "equal length, or layers without a mask."
+        )
+    return ops.logical_and(*known) if len(known) == 2 else known[0] if known else None
+
+
 def weight_of(sample_weight: Any, index: int, outputs: int) -> Any:
     """The sample weights of one output.
 

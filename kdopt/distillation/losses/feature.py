@@ -8,6 +8,7 @@ from keras import ops
 
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.projectors import align, channels_of, projector
+from kdopt.distillation.reduction import common_mask
 from kdopt.distillation.taps import Tapped, Taps, check_taps, taps_from_config, taps_to_config
 
 
@@ -98,10 +99,12 @@ class FeatureLoss(DistillationLoss):
     def prepared(self, place: int, teacher: Any, student: Any) -> tuple[Any, Any]:
         """Two features in float32, at the same positions and with the same channels where the class asks for it.
 
-        Both are zero at the positions that the student masks; where positions need not be equal, each at those of its
-        own mask. What is averaged over positions leaves masked ones out.
+        Both are zero at the positions that one of the models masks; where positions need not be equal, each at those of
+        its own mask. What is averaged over positions leaves masked ones out.
         """
         masks = [getattr(values, "_keras_mask", None) for values in (teacher, student)]
+        if self.matches_positions and len(teacher.shape) == len(student.shape):
+            masks = [common_mask(teacher, student)] * 2
         teacher, student = ops.stop_gradient(ops.cast(teacher, "float32")), ops.cast(student, "float32")
         layer = self._projectors[place]
         own = not isinstance(self.projector, str | None)
@@ -109,7 +112,6 @@ class FeatureLoss(DistillationLoss):
             student = ops.cast(layer(student, **self._mode_of(layer)), "float32")
         if self.matches_positions:
             teacher, student = align(teacher, student, *masks)
-            masks[0] = masks[1]
         if not own and layer is not None:
             student = layer(student, **self._mode_of(layer))
         teacher, student = (_seen(values, mask) for values, mask in zip((teacher, student), masks, strict=True))
