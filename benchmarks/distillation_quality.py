@@ -183,13 +183,9 @@ METHODS: dict[str, tuple[list[float], Callable[[float, Task], Made]]] = {
         [0.02, 0.1],
         lambda w, task: ([losses.AdversarialFeature(task.tap, optimizer=keras.optimizers.Adam(2e-4))], [w]),
     ),
-}
-PAIRS = ("attention_transfer", "relational", "similarity", "crd", "hint")
-SEQUENCE = {
     "attention_maps": ([1.0, 10.0], lambda w, task: ([losses.AttentionMapsKL(relation_heads=4)], [w])),
 }
-
-
+PAIRS = ("attention_transfer", "relational", "similarity", "crd", "hint", "attention_maps")
 OF_TASK = {
     "sequence": ("none", "soft_targets", "attention_maps"),
     "digits": ("none", "soft_targets", "decoupled_kd", "attention_transfer", "hint"),
@@ -197,8 +193,7 @@ OF_TASK = {
 
 
 def methods_of(name: str) -> dict[str, tuple[list[float], Callable[[float, Task], Made]]]:
-    every = METHODS | SEQUENCE
-    return {method: every[method] for method in OF_TASK.get(name, METHODS)}
+    return {method: METHODS[method] for method in OF_TASK.get(name, [*METHODS][:-1])}
 
 
 def train(model: keras.Model, data: Split, task: Task, epochs: int, seed: int) -> None:
@@ -296,7 +291,7 @@ def best_pair(options: Any, name: str) -> tuple[str, float, float]:
     """Which loss beside soft targets was best on the validation images, and both weights."""
     name = TASKS[name].tuned_on or name
     first = tuned(options, name, "soft_targets")
-    others = [method for method in (*PAIRS, *SEQUENCE) if method in methods_of(name)]
+    others = [method for method in PAIRS if method in methods_of(name)]
     pairs = [(f"soft_targets+{other}", first, tuned(options, name, other)) for other in others]
     return max(pairs, key=lambda pair: run(options, name, *pair, TUNING)["validation"])
 

@@ -19,7 +19,7 @@ def copy_model(model: keras.Model, dtype: str | None = None) -> keras.Model:
     Returns: a model that shares nothing with `model`; the state of its optimizer is new.
     Raises: ValueError for a model that Keras cannot make again from its config.
     """
-    copied = _same_kind(model) if dtype is None else _from_config(model, dtype)
+    copied = remade(model) if dtype is None else _from_config(model, dtype)
     if [tuple(w.shape) for w in copied.weights] != [tuple(w.shape) for w in model.weights]:
         raise ValueError(
             f"{model.name!r} made again from its config has other weights. Way out: build a second model yourself and "
@@ -69,7 +69,11 @@ def _in_dtype(config: Any, dtype: str) -> Any:
     return {name: _in_dtype(value, dtype) for name, value in config.items()}
 
 
-def _same_kind(model: keras.Model) -> keras.Model:
+def remade(model: keras.Model) -> keras.Model:
+    """A model like it with weights of its own, as its initializers draw them; not compiled.
+
+    Raises: ValueError for a model that Keras cannot make again from its config.
+    """
     if _lambdas(model) and type(model) in (keras.Sequential, Functional):
         return keras.models.clone_model(model, clone_function=_same_layer, recursive=True)
     if isinstance(model, keras.Sequential) or type(model) is keras.Model:

@@ -43,7 +43,8 @@ class Recorded:
 
     Attributes:
         operation: The layer or `keras.ops` operation.
-        output: What it returned.
+        output: What it returned; the first tensor of an attention or recurrent layer that returns several.
+        read: Its first argument.
         attention: What it compared, if it is a `MultiHeadAttention` or `GroupQueryAttention`.
         noted: Whether the model said so itself, by `note`.
         mask: Keras's mask of the output. `MultiHeadAttention` takes it off the tensors it reads; when the recording
@@ -52,6 +53,7 @@ class Recorded:
 
     operation: Any
     output: Any
+    read: Any = None
     attention: Attention | None = None
     noted: bool = False
     mask: Tensor | None = None
@@ -82,14 +84,16 @@ class Recording:
     def keeps(self, operation: Any) -> bool:
         return id(operation) in self.wanted
 
-    def add(self, operation: Any, output: Any) -> None:
+    def add(self, operation: Any, output: Any, read: Any) -> None:
         if self.keeps(operation):
-            self.calls.append(Recorded(operation, output, self._attention.pop(id(operation), None)))
+            if isinstance(output, list | tuple) and isinstance(operation, _WITH_MORE):
+                output = output[0]
+            self.calls.append(Recorded(operation, output, read, self._attention.pop(id(operation), None)))
 
     def masked(self, operation: Any, mask: Any) -> None:
         own = self.of(operation)
         if own and not keras.tree.is_nested(own[-1].output):
-            own[-1].mask = mask
+            own[-1].mask = mask[0] if isinstance(mask, list | tuple) else mask
 
     def compared(self, operation: Any, attention: Attention) -> None:
         if self.keeps(operation):
@@ -105,6 +109,13 @@ class Recording:
             self.calls.append(Recorded(operation, output, noted=True))
 
 
+# What returns attention scores or states behind the tensor that it is known by.
+_WITH_MORE = (
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+    keras.layers.RNN,
+    keras.layers.Bidirectional,
+)
 _active = threading.local()  # each replica of tf.distribute traces in a thread of its own
 _lock = threading.Lock()
 _installed: dict[int, tuple[int, Callable[[], None]]] = {}  # identity -> how many recordings watch it, how to undo
@@ -202,7 +213,8 @@ def _uninstall(operation: Any) -> None:
 
 def _replace(operation: Any) -> Callable[[], None]:
     """Puts recording methods on the instance; returns what takes them off."""
-    methods = {"call": _recording_call(operation)}
+    called = "call" if getattr(operation, "quantization_mode", None) is None else "quantized_call"
+    methods = {called: _recording_call(operation, called)}
     if isinstance(operation, keras.layers.Layer):
         methods["compute_mask"] = _recording_mask(operation)
     if isinstance(operation, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention):
@@ -220,14 +232,14 @@ def _replace(operation: Any) -> Callable[[], None]:
     return undo
 
 
-def _recording_call(operation: Any) -> Callable[..., Any]:
-    original = operation.call
+def _recording_call(operation: Any, name: str) -> Callable[..., Any]:
+    original = getattr(operation, name)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
         for made in _stack():
-            made.add(operation, output)
+            made.add(operation, output, args[0] if args else None)
         return output
 
     return call

@@ -8,13 +8,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.models.functional import Functional
 
+from kdopt.core.copying import copy_assets, remade, settle
 from kdopt.core.files import write_atomic
 from kdopt.core.seeding import set_seed
 from kdopt.core.validation import check_integer
 from kdopt.distillation.cache.keys import fingerprint
 from kdopt.distillation.distiller import Distiller
+from kdopt.distillation.teachers import ModelTeacher
+from kdopt.distillation.validation import check_models
 
 Fit = Callable[[Distiller], Any]
 Distill = Callable[[keras.Model, Any], Distiller]
@@ -55,9 +57,15 @@ def distill_chain(
 
     Reference: Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020.
     """
-    given = list(models)
+    given = [models] if isinstance(models, keras.Model) else list(models)
     if len(given) < 2:
         raise ValueError(f"A chain goes from a teacher to a student: two models or more; got {len(given)}.")
+    if not callable(fit):
+        raise TypeError(f"`fit` must be a function that compiles and fits the Distiller it gets; got {fit!r}.")
+    for teacher, student in itertools.pairwise(given):  # what does not fit is told before the first link is trained
+        check_models(student, ModelTeacher(teacher))
+        if distill is None and student.built:
+            Distiller(student=student, teacher=teacher)
     for link, (teacher, student) in enumerate(itertools.pairwise(given), start=1):
         path = None if folder is None else Path(folder) / f"link_{link}.weights.h5"
         kept = path if path is not None and path.exists() else None
@@ -87,7 +95,8 @@ def born_again(
     stronger teacher still.
 
     Args:
-        model: Trained; left as it is. A subclassed one needs `get_config`.
+        model: Trained; left as it is. Layers with `trainable=False` keep their weights in all generations. A subclassed
+            model needs `get_config`.
         fit, distill, folder, verbose: As in `distill_chain`.
         generations: Integer >= 1, how many new nets are trained. Defaults to `3`.
         seed: Integer >= 0; generation g starts from the weights that seed + g draws. Keras is seeded with it. Defaults
@@ -105,11 +114,22 @@ def born_again(
 
 
 def _newborn(model: keras.Model, seed: int) -> keras.Model:
+    """A model like it with new weights; what is frozen, and what layers were adapted to, stays."""
     set_seed(seed)
-    if isinstance(model, keras.Sequential) or type(model) in (keras.Model, Functional):
-        return keras.models.clone_model(model)
-    made = type(model).from_config(model.get_config())
-    made.build_from_config(model.get_build_config())
+    made = remade(model)
+    for own, new in zip(model._flatten_layers(), made._flatten_layers(), strict=True):
+        if getattr(own, "lora_enabled", False):
+            raise ValueError(
+                f"{own.name!r} has a LoRA adapter on a frozen kernel, which a new net does not have. Merge it first: "
+                "save and load the model, or copy its weights into one without."
+            )
+        if isinstance(own, keras.Model):
+            continue
+        if hasattr(own, "adapt") or not own.trainable:
+            new.set_weights(own.get_weights())
+            copy_assets(own, new)
+        new.trainable = own.trainable
+    settle(made)
     return made
 
 

@@ -4,12 +4,17 @@ from typing import Any
 
 import keras
 
+from kdopt.distillation.apart import shared_layers
 from kdopt.distillation.scheduled import to_config
 
 
 def distiller_config(distiller: Any) -> dict[str, Any]:
-    """The constructor's arguments, as JSON holds them."""
+    """The constructor's arguments, as JSON holds them.
+
+    Raises: ValueError for layers that student and teacher share: Keras would make each twice, and give weights to one.
+    """
     teacher, preprocessing = distiller._given
+    refuse_shared(distiller)
     weights = distiller.teacher_weights
     return {
         "student": _serialized(distiller.student),
@@ -20,6 +25,20 @@ def distiller_config(distiller: Any) -> dict[str, Any]:
         "teacher_weights": weights if isinstance(weights, str) else list(weights),
         "name": distiller.name,
     }
+
+
+def refuse_shared(distiller: Any) -> None:
+    """Refuses to save layers that student and teacher share.
+
+    Raises: ValueError.
+    """
+    for model in distiller._lesson.models:
+        if shared := shared_layers(distiller.student, model):
+            raise ValueError(
+                f"Student and teacher share layers ({', '.join(layer.name for layer in shared[:3])}), which a saved "
+                "Distiller would not get back as one. Save `distiller.student` and the teacher by themselves, or only "
+                "the weights (`save_weights`)."
+            )
 
 
 def losses_config(distiller: Any) -> dict[str, Any]:

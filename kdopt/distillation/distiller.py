@@ -13,10 +13,11 @@ from keras import ops
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.recording import Recording
 from kdopt.core.validation import check_fraction
+from kdopt.distillation.apart import check_apart
 from kdopt.distillation.arguments import as_losses, as_teachers, as_weights, check_teacher_weights
-from kdopt.distillation.config import distiller_config, from_distiller_config, shapes_of, specs_from
+from kdopt.distillation.config import distiller_config, from_distiller_config, refuse_shared, shapes_of, specs_from
 from kdopt.distillation.health import FirstBatch
-from kdopt.distillation.joined import split
+from kdopt.distillation.joined import samples_in, split
 from kdopt.distillation.knowledge import Batch
 from kdopt.distillation.lesson import Lesson
 from kdopt.distillation.outputs import symbolic_outputs
@@ -28,6 +29,16 @@ from kdopt.distillation.validation import check_from_logits, check_models
 
 AnyLoss = Any  # DistillationLoss, registered name, config, keras.distillation.DistillationLoss, or a function
 AnyTeacher = Any  # keras.Model, MeanTeacher, DeepestExit, or a list of them
+
+
+_FIXED = (
+    "student",
+    "distillation_losses",
+    "distillation_loss_weights",
+    "student_loss_weight",
+    "from_logits",
+    "teacher_weights",
+)
 
 
 @keras.saving.register_keras_serializable("kdopt")
@@ -117,6 +128,11 @@ class Distiller(keras.Model):
         self.supports_jit = all(layer.supports_jit for model in lesson.models for layer in model._flatten_layers())
         self._build_knowledge(symbolic_inputs(student) if student.built else None, symbolic_outputs(student))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and getattr(self, "_lesson", None) is not None:
+            raise AttributeError(f"`{name}` of a Distiller is fixed. Make a new one: `Distiller(..., {name}=...)`.")
+        super().__setattr__(name, value)
+
     def _hide(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -197,12 +213,15 @@ class Distiller(keras.Model):
             y_pred = distiller(x, training=True)
             loss = distiller.compute_loss(x, y, y_pred)
         ```
+        A `MeanTeacher` is told of the update that follows by `distiller.teacher.after_step()`.
         """
         return run_step(self)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; the first batch is looked at for a teacher that gives NaN."""
+        for model in self._lesson.models:
+            check_apart(self.student, model)
         given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         given.pop("self")
         if isinstance(given.get("x"), tf.data.Dataset):
@@ -215,7 +234,7 @@ class Distiller(keras.Model):
     ) -> Any:
         """The total loss of a batch, a float32 scalar; see the class for the formula."""
         x, said = split(x)
-        size = ops.shape(keras.tree.flatten(x)[0])[0]
+        size = samples_in(x)
         parts = [self._aggregate_additional_loss(loss) for loss in self.losses]
         optimizer = getattr(self, "optimizer", None)  # without `compile` there is none
         updates = 0 if optimizer is None else optimizer.iterations
@@ -273,6 +292,16 @@ class Distiller(keras.Model):
         """All that a training step changes."""
         own = [*self.variables, *([] if self.optimizer is None else self.optimizer.variables)]
         return own + [variable for extra in self._lesson.knowledge.extras for variable in extra.variables]
+
+    @functools.wraps(keras.Model.save)
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.save`."""
+        refuse_shared(self)  # before there is half a file
+        super().save(*args, **kwargs)
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: what is shipped is the student."""
+        raise TypeError("A Distiller is no model to ship: export its student, `distiller.student.export(...)`.")
 
     def __tflite_source__(self) -> dict[str, Any]:
         """Refuses: what is shipped is the student."""

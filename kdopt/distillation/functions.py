@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from kdopt.distillation.losses.base import DistillationLoss, snake_case
-from kdopt.distillation.reduction import reduced
+from kdopt.distillation.reduction import common_mask, reduced
 
 Function = Callable[[Any, Any], Any]
 
@@ -35,13 +35,30 @@ class FunctionLoss(DistillationLoss):
     def value(self, teacher: Any, student: Any, sample_weight: Any) -> Any:
         """The scalar of one batch.
 
-        Raises: ValueError for sample weights where the function returns a scalar.
+        Raises: ValueError for sample weights or masks where the function returns no value for each sample or position.
         """
+        masks = [
+            common_mask(*both) for both in zip(keras.tree.flatten(teacher), keras.tree.flatten(student), strict=False)
+        ]
+        batch = keras.tree.flatten(student)[0].shape[0]
         teacher = keras.tree.map_structure(lambda one: ops.stop_gradient(ops.cast(one, "float32")), teacher)
         student = keras.tree.map_structure(lambda one: ops.cast(one, "float32"), student)
         values = ops.cast(ops.convert_to_tensor(self.function(teacher, student)), "float32")
+        mask = next((mask for mask in masks if mask is not None), None)
+        if mask is not None and (len(masks) > 1 or len(values.shape) < len(mask.shape)):
+            raise ValueError(
+                f"The distillation function {self.name!r} must return one value for each position of one output, shape "
+                f"{tuple(mask.shape)} or with more axes, so that masked positions can be left out; it returned shape "
+                f"{tuple(values.shape)}."
+            )
+        if len(values.shape) and values.shape[0] is not None and values.shape[0] != batch:
+            raise ValueError(
+                f"The distillation function {self.name!r} must return one value per sample, shape (batch,), or a "
+                f"scalar; it returned shape {tuple(values.shape)} for outputs of shape "
+                f"{tuple(keras.tree.flatten(student)[0].shape)}."
+            )
         if len(values.shape):
-            return reduced(values, sample_weight, owner=self.name)
+            return reduced(values, sample_weight, mask, owner=self.name)
         if sample_weight is not None:
             raise ValueError(
                 f"The distillation function {self.name!r} returns a scalar, which cannot be weighted by sample_weight "

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from kdopt.core.notices import warn_user
@@ -35,9 +36,9 @@ class Health:
             pairs: Outputs of both nets that are compared.
             told: `from_logits`: what the user said of the student and the teacher.
         """
-        nans = _nans_in(outputs)
-        self._nans.update_state(nans)
-        self._nan_inputs.update_state(ops.cond(nans > 0, lambda: _nans_in(x), lambda: ops.zeros(())))
+        wrong = _counted(lambda values: ops.logical_not(ops.isfinite(values)), outputs)
+        self._nans.update_state(wrong)
+        self._nan_inputs.update_state(ops.cond(wrong > 0, lambda: _counted(ops.isnan, x), lambda: ops.zeros(())))
         for pair in pairs:
             for role in _ROLES:
                 if told[role] is not None:
@@ -54,7 +55,7 @@ class Health:
                 warn_user(f"`from_logits` says that the {role} gives {said}, but its outputs are {seen}")
 
     def check(self, kept: str = "") -> None:
-        """Refuses a teacher that gave NaN.
+        """Refuses a teacher that gave NaN or infinity.
 
         Args:
             kept: What became of the student, for the message.
@@ -71,9 +72,9 @@ class Health:
         if nans:
             self.reset()
             raise ValueError(
-                f"The teacher {self._name!r} gives NaN: {nans} of the values it returned so far. Its weights or its "
-                "input are broken: look at `teacher(x)`, and let `teacher_preprocessing` give what it was trained on."
-                f"{kept}"
+                f"The teacher {self._name!r} gives NaN or infinity: {nans} of the values it returned so far. Its "
+                "weights or its input are broken: look at `teacher(x)`, and let `teacher_preprocessing` give what it "
+                f"was trained on. For classes that cannot be, let it return -1e9, not -inf.{kept}"
             )
 
     def reset(self) -> None:
@@ -142,11 +143,12 @@ class FirstBatch(keras.callbacks.Callback):
             part.check()
 
 
-def _nans_in(values: Any) -> Any:
-    """How many of a structure's floating-point numbers are NaN, a float32 scalar."""
-    known = [leaf for leaf in keras.tree.flatten(values) if leaf is not None]
-    floats = [leaf for leaf in known if keras.backend.is_float_dtype(keras.backend.standardize_dtype(leaf.dtype))]
-    return sum((ops.sum(ops.cast(ops.isnan(leaf), "float32")) for leaf in floats), ops.zeros(()))
+def _counted(which: Callable[[Any], Any], values: Any) -> Any:
+    """Of how many of a structure's floating-point numbers a function is true, a float32 scalar."""
+    known = [getattr(leaf, "flat_values", getattr(leaf, "values", leaf)) for leaf in tf.nest.flatten(values)]
+    dense = [leaf for leaf in known if hasattr(leaf, "dtype")]
+    floats = [leaf for leaf in dense if keras.backend.is_float_dtype(keras.backend.standardize_dtype(leaf.dtype))]
+    return sum((ops.sum(ops.cast(which(leaf), "float32")) for leaf in floats), ops.zeros(()))
 
 
 def _is_odd(values: Any, logits: bool) -> Any:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+from keras import ops
+
 INPUTS, SAID = "kdopt/inputs", "kdopt/said"
 
 
@@ -22,3 +25,8 @@ def split(x: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(x, Mapping) and set(x) == {INPUTS, SAID}:
         return x[INPUTS], dict(x[SAID])
     return x, {}
+
+
+def samples_in(x: Any) -> Any:
+    """How many samples a batch of inputs holds; optional inputs may be None."""
+    return ops.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]

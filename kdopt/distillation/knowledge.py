@@ -12,7 +12,7 @@ from kdopt.distillation.functions import FunctionLoss
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.losses.feature import FeatureLoss
 from kdopt.distillation.outputs import OutputPair, pair_outputs
-from kdopt.distillation.reduction import common_mask, reduced, weight_of
+from kdopt.distillation.reduction import common_mask, reduced, single_weight, weight_of
 from kdopt.distillation.stock import stock_loss, stock_taps
 from kdopt.distillation.taps import STAGES, Tapped, resolve, tensors_of
 from kdopt.distillation.teachers import Observation, Teacher, named
@@ -64,7 +64,7 @@ class Term:
         if isinstance(self.loss, FeatureLoss):
             return self._of_features(theirs, ours, batch, sample_weight)
         if isinstance(self.loss, FunctionLoss):
-            return self.loss.value(taught.outputs, batch.student.outputs, sample_weight)
+            return self.loss.value(taught.outputs, batch.student.outputs, single_weight(sample_weight, self.loss.name))
         if isinstance(self.loss, DistillationLoss):
             return self._of_outputs(pairs, batch, sample_weight)
         return stock_loss(self.loss, pairs, batch.student.outputs, sample_weight, theirs, ours)
@@ -88,13 +88,12 @@ class Term:
                     f"{type(self.loss).__name__} gives one value a sample and cannot leave masked positions out; "
                     f"output {pair.name!r} of the student has a mask."
                 )
-            weight = weight_of(sample_weight, pair.index, len(pairs))
+            weight = weight_of(sample_weight, pair.index, len(pairs), pair.name)
             total = total + reduced(values, weight, mask, type(self.loss).__name__)
         return total
 
     def _of_features(self, theirs: list[Any], ours: list[Any], batch: Batch, sample_weight: Any) -> Any:
-        if keras.tree.is_nested(sample_weight):
-            sample_weight = weight_of(sample_weight, 0, 1)
+        sample_weight = single_weight(sample_weight, self.loss.name)
         total: Any = 0.0
         computed = self.loss.compute(theirs, ours)
         for place, values in enumerate(computed):
@@ -219,6 +218,11 @@ def labels_of(labels: Any, pair: OutputPair, outputs: int, classes: bool = True)
     if labels is None:
         return None
     flat = keras.tree.flatten(labels)
+    if isinstance(labels, dict):  # by name, as Keras takes them for a list of outputs too
+        own = labels.get(pair.name)
+        if own is None:
+            return None
+        flat = [own] * outputs
     if len(flat) != outputs:
         raise ValueError(f"The data holds {len(flat)} label tensors for {outputs} outputs; give one for each.")
     own = ops.convert_to_tensor(flat[pair.index])

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from kdopt.core.recording import Recording
+from kdopt.distillation.activations import SOFTMAX
 from kdopt.distillation.health import Health
 from kdopt.distillation.joined import split
 from kdopt.distillation.knowledge import Batch, Knowledge, labels_of, taps_of
@@ -115,6 +116,7 @@ class Lesson:
                 '`teacher_weights="confidence"` compares what the teachers say with the labels of one output; '
                 f"{'the data holds no labels' if labels is None else 'the model has several outputs'}. Give numbers."
             )
+        _check_confidence(pairs)
         return confidence([own[0].logits(own[0].activation())[0] for own in pairs], labels)
 
     def _check(self, losses: Sequence[Any]) -> None:
@@ -129,7 +131,18 @@ class Lesson:
             if ours is None or theirs is None:
                 continue
             pairs = self._pairs(number, ours, theirs)
+            if isinstance(self.weights, str):
+                _check_confidence([pairs])
             for loss in losses:
                 if isinstance(loss, DistillationLoss) and loss.on_outputs:
                     for pair in select_outputs(loss, pairs) if loss.reads_logits else ():
                         pair.activation(loss.activation)
+
+
+def _check_confidence(pairs: list[list[OutputPair]]) -> None:
+    for own in pairs:
+        if len(own) == 1 and own[0].activation() != SOFTMAX:
+            raise ValueError(
+                '`teacher_weights="confidence"` asks how sure each teacher is of the one class of a sample; output '
+                f"{own[0].name!r} ends in sigmoid units, which are no classes of one. Give numbers."
+            )

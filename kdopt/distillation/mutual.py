@@ -1,18 +1,19 @@
 """Mutual learning: students without a teacher, each the teacher of the others."""
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
-from keras import ops
 
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.compiling import renewed
 from kdopt.core.recording import Recording
 from kdopt.distillation.config import losses_config
 from kdopt.distillation.distiller import Distiller
-from kdopt.distillation.joined import join
+from kdopt.distillation.health import FirstBatch
+from kdopt.distillation.joined import join, samples_in
 from kdopt.distillation.losses.logits import SoftTargets
 from kdopt.distillation.scheduled import Scheduled
 from kdopt.distillation.steps import run_step, running
@@ -85,7 +86,14 @@ class MutualLearning(keras.Model):
         name: str = "mutual_learning",
     ) -> None:
         require_tensorflow("MutualLearning")
-        given: list[Any] = list(students) if isinstance(students, list | tuple) else [students]
+        given: list[Any] = [students] if isinstance(students, keras.Model) else list(students)
+        for student in given:
+            if not isinstance(student, keras.Model):
+                raise TypeError(f"`students` must be keras.Models; got {type(student).__name__}.")
+            if not student.built:
+                raise ValueError(
+                    f"The student {student.name!r} is not built: give it an `Input`, or call it on a batch."
+                )
         if len(given) < 2:
             raise ValueError(f"MutualLearning needs two students or more; got {len(given)}.")
         super().__init__(name=name, dtype=given[0].dtype_policy, autocast=False)
@@ -113,8 +121,23 @@ class MutualLearning(keras.Model):
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **options: Any) -> None:
         """As `keras.Model.compile`; loss and metrics are those of each student, the optimizer is of all."""
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **options)
+        weighted, loss_weights = options.get("weighted_metrics"), options.get("loss_weights")
         for distiller in self.distillers:
-            distiller.compile(self.optimizer, loss, metrics=keras.tree.map_structure(renewed, metrics))
+            own, own_weighted = (keras.tree.map_structure(renewed, given) for given in (metrics, weighted))
+            distiller.compile(self.optimizer, loss, loss_weights, metrics=own, weighted_metrics=own_weighted)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; the first batch is looked at for a student that gives NaN."""
+        given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        given.pop("self")
+        health = [one for distiller in self.distillers for one in distiller._lesson.health]
+        with FirstBatch(health, self._changing).among(given.pop("callbacks", None), self) as every:
+            return super().fit(**given, callbacks=every)
+
+    def _changing(self) -> list[keras.Variable]:
+        own = [variable for distiller in self.distillers for variable in distiller._changing()]
+        return list({id(variable): variable for variable in own}.values())
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -148,7 +171,7 @@ class MutualLearning(keras.Model):
         for distiller, own, outputs in zip(self.distillers, seen, y_pred, strict=True):
             with run_step(distiller, own):
                 loss = distiller.compute_loss(join(x, {_PEERS: seen}), y, outputs, sample_weight, training)
-            distiller._trackers.log(distiller._loss_tracker, loss, ops.shape(keras.tree.flatten(x)[0])[0])
+            distiller._trackers.log(distiller._loss_tracker, loss, samples_in(x))
             total = total + loss
         return total
 
@@ -165,6 +188,15 @@ class MutualLearning(keras.Model):
         return found
 
     @property
+    def metrics_names(self) -> list[str]:
+        """Those of the logs, in their order."""
+        return list(self.get_metrics_result())
+
+    def _flatten_metrics_in_order(self, logs: dict[str, Any]) -> list[Any]:
+        # Keras goes by the names of metrics, of which every student has the same.
+        return [logs[name] for name in self.metrics_names if name in logs]
+
+    @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The total loss, and those of every student."""
         own = [] if self._loss_tracker is None else [self._loss_tracker]
@@ -177,6 +209,12 @@ class MutualLearning(keras.Model):
             if other != place:
                 found += distiller._lesson.knowledge.teacher_taps(place if place < other else place - 1)
         return found
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: what is shipped is a student."""
+        raise TypeError(
+            "MutualLearning is no model to ship: export one of its students, `cohort.students[0].export(...)`."
+        )
 
     def __tflite_source__(self) -> dict[str, Any]:
         """Refuses: what is shipped is a student."""

@@ -34,6 +34,17 @@ class OutputPair:
     teacher_kind: str | None
     told: bool
 
+    def check_units(self) -> None:
+        """Refuses outputs without an axis for the units.
+
+        Raises: ValueError.
+        """
+        if len(self.student.shape) < 2:
+            raise ValueError(
+                f"Output {self.name!r} has shape {tuple(self.student.shape)}: one number a sample without an axis for "
+                "units. Let both models end in shape (batch, units), e.g. in `Reshape((1,))`."
+            )
+
     def activation(self, wanted: str | None = None) -> str:
         """`"softmax"` or `"sigmoid"`: how the logits of this output become probabilities.
 
@@ -42,6 +53,7 @@ class OutputPair:
 
         Raises: ValueError if it cannot be known, or if models and loss disagree.
         """
+        self.check_units()
         for role, kind in (("student", self.student_kind), ("teacher", self.teacher_kind)):
             if kind is None:
                 raise ValueError(
@@ -79,6 +91,7 @@ class OutputPair:
 
     def raw(self) -> tuple[Any, Any]:
         """(teacher, student) in float32 as the models give them; the teacher's carry no gradient."""
+        self.check_units()
         return ops.stop_gradient(ops.cast(self.teacher, "float32")), ops.cast(self.student, "float32")
 
     def logits(self, activation: str) -> tuple[Any, Any]:

@@ -113,7 +113,7 @@ def recommend(
     skipped: list[str] = []
     ours, theirs = tensors_of(student, inputs), source.tensors(inputs)
     proposals += _of_attention(ours, theirs, skipped)
-    proposals += _of_stages(ours, theirs, skipped)
+    proposals += _of_stages(_inner(ours, student), _inner(theirs, teacher), skipped)
     proposals += _of_embedding(ours, theirs, skipped)
     return Recommendation(tuple(proposals), tuple(skipped))
 
@@ -121,6 +121,7 @@ def recommend(
 def _of_output(pair: OutputPair, outputs: int) -> list[Proposal]:
     output = pair.name if outputs > 1 else None
     where = f"output {pair.name!r}"
+    pair.check_units()
     units = pair.student.shape[-1]
     if units == 1 and pair.student_kind == pair.teacher_kind == "linear":
         return [Proposal(Regression("l2", output=output), 1.0, where, "one linear unit: a number")]
@@ -140,14 +141,24 @@ def _of_attention(ours: Sequence[Tapped], theirs: Sequence[Tapped], skipped: lis
     if student.shape[1] != teacher.shape[1]:
         skipped.append(f"AttentionMapsKL: {student!r} and {teacher!r} have other lengths")
         return []
-    heads, other = (heads_of(tap) for tap in (student, teacher))
-    if heads is None or other is None:
+    both_heads = [(heads_of(student, relation), heads_of(teacher, relation)) for relation in ("scores", "values")]
+    known = [(ours, theirs) for ours, theirs in both_heads if ours is not None and theirs is not None]
+    if len(known) < len(both_heads):
         skipped.append(f"AttentionMapsKL: the heads of {student!r} and {teacher!r} are not known")
         return []
-    split = None if heads[0] == other[0] else math.gcd(heads[0] * heads[1], other[0] * other[1], heads[0])
-    why = f"{heads[0]} heads both" if split is None else f"{heads[0]} and {other[0]} heads, regrouped as {split}"
+    (heads, _), (other, _) = known[0]
+    same = all(ours[0] == theirs[0] for ours, theirs in known)
+    split = None if same else math.gcd(heads, *(math.prod(side) for pair in known for side in pair))
+    why = f"{heads} heads both" if split is None else f"{heads} and {other} heads, regrouped as {split}"
     loss = AttentionMapsKL(student.name, teacher.name, relation_heads=split)
     return [Proposal(loss, 1.0, f"{student.name} -> {teacher.name}", f"last attention; {why}")]
+
+
+def _inner(tensors: Sequence[Tapped], model: keras.Model) -> list[Tapped]:
+    """Those that are no output of the model."""
+    ends = [getattr(tensor, "_keras_history", None) for tensor in keras.tree.flatten(symbolic_outputs(model))]
+    makers = {id(end.operation) for end in ends if end is not None}
+    return [tensor for tensor in tensors if id(tensor.operation) not in makers]
 
 
 def _of_stages(ours: Sequence[Tapped], theirs: Sequence[Tapped], skipped: list[str]) -> list[Proposal]:
@@ -161,7 +172,7 @@ def _of_stages(ours: Sequence[Tapped], theirs: Sequence[Tapped], skipped: list[s
                 f"Hint, AttentionTransfer: no map of the student is as large as one of {list(sizes.values())}"
             )
         return []
-    student, teacher = pairs[-1]
+    student, teacher = min(pairs, key=lambda pair: math.prod(size or 1 for size in pair[0].shape[1:-1]))
     widths = f"{student.shape[-1]} -> {teacher.shape[-1]} channels"
     how = "equal channels" if student.shape[-1] == teacher.shape[-1] else f"1x1 convolution {widths}"
     size = "x".join(str(size) for size in student.shape[1:-1])

@@ -60,18 +60,42 @@ def common_mask(teacher: Any, student: Any) -> Any:
     return ops.logical_and(*known) if len(known) == 2 else known[0] if known else None
 
 
-def weight_of(sample_weight: Any, index: int, outputs: int) -> Any:
+def single_weight(sample_weight: Any, name: str) -> Any:
+    """The one weight a sample of a loss that looks at no single output.
+
+    Args:
+        sample_weight: Tensor of shape (batch,), or one in a list or dict, or None.
+        name: Of the loss.
+
+    Raises: ValueError for several.
+    """
+    if not keras.tree.is_nested(sample_weight):
+        return sample_weight
+    weights = keras.tree.flatten(sample_weight)
+    if len(weights) > 1:
+        raise ValueError(
+            f"The loss {name!r} looks at no single output, so that it takes one weight for each sample; "
+            f"`sample_weight` holds {len(weights)}, one for each output. Give one array, or a loss on outputs "
+            "(`SoftTargets(output=...)`)."
+        )
+    return weights[0]
+
+
+def weight_of(sample_weight: Any, index: int, outputs: int, name: str = "") -> Any:
     """The sample weights of one output.
 
     Args:
         sample_weight: Tensor of shape (batch,), or one for each output (list or dict), or None.
         index: Number of the output.
         outputs: How many the model has.
+        name: Of the output, for a dict.
 
     Raises: ValueError for another number of them.
     """
     if not keras.tree.is_nested(sample_weight):
         return sample_weight
+    if isinstance(sample_weight, dict) and name in sample_weight:
+        return sample_weight[name]
     weights = keras.tree.flatten(sample_weight)
     if len(weights) != outputs:
         raise ValueError(f"`sample_weight` holds {len(weights)} entries for {outputs} outputs; give one for each.")

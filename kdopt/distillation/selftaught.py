@@ -14,6 +14,8 @@ from kdopt.distillation.outputs import symbolic_outputs
 from kdopt.distillation.taps import Tapped, tensors_of
 from kdopt.distillation.teachers import Observation, observed
 
+_COARSE = ("float16", "bfloat16")
+
 
 class SelfTeacher:
     """A teacher that the Distiller makes of its student; `bind` is called with it once."""
@@ -75,6 +77,12 @@ class MeanTeacher(SelfTeacher):
                 f"MeanTeacher copies the student, but {student.name!r} is not built. Give it an `Input`, or call it "
                 "on a batch first."
             )
+        coarse = [one for one in student.weights if keras.backend.standardize_dtype(one.dtype) in _COARSE]
+        if coarse:
+            raise ValueError(
+                f"MeanTeacher averages weights in small steps, which {coarse[0].dtype} cannot hold ({coarse[0].path}): "
+                "the teacher would not move. Keep float32 weights: `mixed_bfloat16` or `mixed_float16`."
+            )
         self.student, self.model = student, copy_model(student)
 
     def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
@@ -113,7 +121,8 @@ class DeepestExit(SelfTeacher):
     teacher's answer for all.
 
     Args:
-        output: Index or name of the output that teaches. Defaults to `-1`, the last.
+        output: Index or name of the output that teaches; of a dict of outputs, its key, or an index in the order in
+            which the model was given them. Defaults to `-1`, the last.
 
     Raises: ValueError for a student with a single output or without this one.
 
@@ -123,11 +132,18 @@ class DeepestExit(SelfTeacher):
     waits = True
 
     def __init__(self, output: int | str = -1) -> None:
+        if isinstance(output, bool) or not isinstance(output, int | str):
+            raise TypeError(f"`output` must be the index or the name of a model output; got {output!r}.")
         self.output = output
 
     def bind(self, student: keras.Model) -> None:
         self.model = student
-        names = list(getattr(student, "output_names", None) or [])
+        own = symbolic_outputs(student)
+        if own is None:
+            raise ValueError(
+                f"DeepestExit needs to know the outputs of {student.name!r} beforehand: give it a Functional student."
+            )
+        names = list(own) if isinstance(own, dict) else list(student.output_names)
         if len(names) < 2:
             raise ValueError(
                 f"DeepestExit needs a student with several outputs; {student.name!r} has {len(names)}. Give it early "
@@ -135,9 +151,10 @@ class DeepestExit(SelfTeacher):
             )
         if isinstance(self.output, str) and self.output not in names:
             raise ValueError(f"DeepestExit: {student.name!r} has no output {self.output!r}; it has {', '.join(names)}.")
-        self._index = names.index(self.output) if isinstance(self.output, str) else self.output
-        if not -len(names) <= self._index < len(names):
-            raise ValueError(f"DeepestExit: {student.name!r} has {len(names)} outputs, none of index {self._index}.")
+        if isinstance(self.output, int) and not -len(names) <= self.output < len(names):
+            raise ValueError(f"DeepestExit: {student.name!r} has {len(names)} outputs, none of index {self.output}.")
+        name = self.output if isinstance(self.output, str) else names[self.output]
+        self._index = (sorted(names) if isinstance(own, dict) else names).index(name)  # Keras flattens dicts sorted
 
     def kinds(self) -> list[str | None] | None:
         found = output_activations(self.model)

@@ -34,6 +34,7 @@ class Tapped:
         calls: How many there are.
         shape: With the batch axis; `None` where it is not known.
         attends: Whether it is an attention layer.
+        reads: Which of all tensors it was made of, as a place among them; `None`: of none of them, or not known.
         absent: Why its values cannot be had, as an error says it; empty where they can.
     """
 
@@ -43,6 +44,7 @@ class Tapped:
     calls: int
     shape: tuple[int | None, ...]
     attends: bool = False
+    reads: int | None = None
     absent: str = ""
 
     @property
@@ -59,10 +61,10 @@ class Tapped:
         Raises: ValueError if the run did not come to it.
         """
         calls = seen.of(self.operation)
-        if len(calls) <= self.call:
+        if len(calls) != self.calls:
             raise ValueError(
-                f"The tapped layer {self.name!r} was not called in this pass, though it was when the model was looked "
-                "at: its model takes another way in training. Tap a layer that always runs."
+                f"The tapped layer {self.name!r} was called {len(calls)} times in this pass, and {self.calls} times "
+                "when the model was looked at: its model takes another way in training. Tap a layer that always runs."
             )
         return calls[self.call]
 
@@ -82,11 +84,13 @@ def tensors_of(model: keras.Model, inputs: Any) -> list[Tapped]:
         keras.src.backend.compute_output_spec(lambda x: model(x, training=False), inputs)
     counts = Counter(id(call.operation) for call in seen.calls)
     numbers: Counter[int] = Counter()
-    found = []
+    made: dict[int, int] = {}  # identity of a tensor -> place of who made it last
+    batch = next((tensor.shape[0] for tensor in keras.tree.flatten(inputs) if tensor is not None), None)
+    found: list[Tapped] = []
     for call in seen.calls:
         number = numbers[id(call.operation)]
         numbers[id(call.operation)] += 1
-        if _is_feature(call.output):
+        if _is_feature(call.output, batch):
             found.append(
                 Tapped(
                     names[id(call.operation)],
@@ -95,8 +99,10 @@ def tensors_of(model: keras.Model, inputs: Any) -> list[Tapped]:
                     counts[id(call.operation)],
                     tuple(call.output.shape),
                     call.attention is not None,
+                    made.get(id(call.read)),
                 )
             )
+            made[id(call.output)] = len(found) - 1
     return found
 
 
@@ -120,7 +126,8 @@ def resolve(taps: Taps, tensors: Sequence[Tapped], model: keras.Model, role: str
         if isinstance(tap, re.Pattern):
             matches = [tensor for tensor in tensors if tap.search(tensor.path)]
         elif isinstance(tap, int) and not isinstance(tap, bool):
-            matches = _by_name(_name_at(tap, model, role), tensors)
+            layer = _layer_at(tap, model, role)
+            matches = [one for one in tensors if one.operation is layer] or _by_name(layer.name, tensors)
         elif isinstance(tap, str):
             matches = _GROUPS[tap](tensors) if tap in _GROUPS else _by_name(tap, tensors)
         else:
@@ -162,8 +169,11 @@ def stages(tensors: Sequence[Tapped]) -> list[Tapped]:
 
 
 def embedding(tensors: Sequence[Tapped]) -> list[Tapped]:
-    """What the last layer with weights reads: the last vector made before it, or else the last tensor."""
+    """The vector that the last layer with weights reads, or else the last vector, or tensor, made before it."""
     heads = [place for place, tensor in enumerate(tensors) if _has_weights(tensor.operation)]
+    read = tensors[heads[-1]].reads if heads else None
+    if read is not None and len(tensors[read].shape) == 2:
+        return [tensors[read]]
     before = list(tensors[: heads[-1]]) if heads else []
     vectors = [tensor for tensor in before if len(tensor.shape) == 2]
     return (vectors or before)[-1:]
@@ -200,9 +210,12 @@ def _is_inside(tensor: Tapped, tensors: Sequence[Tapped]) -> bool:
     return False
 
 
-def _is_feature(output: Any) -> bool:
+def _is_feature(output: Any, batch: int | None) -> bool:
+    """Whether it is a tensor of floating-point numbers with an axis for the samples of the batch."""
     shape = getattr(output, "shape", None)
-    return shape is not None and len(shape) > 1 and keras.backend.is_float_dtype(str(output.dtype.name))
+    if shape is None or len(shape) < 2 or (shape[0] is not None and shape[0] != batch):
+        return False
+    return keras.backend.is_float_dtype(str(output.dtype.name))
 
 
 def _by_name(name: str, tensors: Sequence[Tapped]) -> list[Tapped]:
@@ -214,14 +227,14 @@ def _by_name(name: str, tensors: Sequence[Tapped]) -> list[Tapped]:
     )
 
 
-def _name_at(index: int, model: keras.Model, role: str) -> str:
+def _layer_at(index: int, model: keras.Model, role: str) -> Any:
     layers = model.layers
     if not -len(layers) <= index < len(layers):
         raise ValueError(
             f"Tap {index}: the {role} {model.name!r} has {len(layers)} layers, so an index is in "
             f"[{-len(layers)}, {len(layers) - 1}]."
         )
-    return layers[index].name
+    return layers[index]
 
 
 _WITHOUT = {

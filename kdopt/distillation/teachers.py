@@ -82,8 +82,9 @@ class ModelTeacher:
     def observe(self, x: Any, wanted: Sequence[Tapped], student: Observation, batch: Any) -> Observation:
         del student, batch
         # Whatever the teacher would write even in inference (seeds, counters, its own losses) ends with the scope.
+        prepared = self._prepared(x)
         with keras.StatelessScope():
-            return observed(lambda: self.model(self._prepared(x), training=False), wanted)
+            return observed(lambda: self.model(prepared, training=False), wanted)
 
     def _prepared(self, x: Any) -> Any:
         return x if self.preprocessing is None else self.preprocessing(x)
@@ -118,12 +119,14 @@ def confidence(logits: Sequence[Any], labels: Any) -> Any:
 
     Args:
         logits: Class logits of each of K >= 2 teachers, shape (batch, ..., classes).
-        labels: Class numbers, shape (batch, ...).
+        labels: Class numbers, shape (batch, ...). What is no class, as -1, counts as unlabeled.
 
-    Returns: shape (K, batch, ...), float32, sums to 1 over the teachers.
+    Returns: shape (K, batch, ...), float32, sums to 1 over the teachers; 1 / K each where there is no label.
 
     Reference: Zhang, Chen, Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022, eq. 2.
     """
-    entropies = [keras.losses.sparse_categorical_crossentropy(labels, each, from_logits=True) for each in logits]
+    known = ops.logical_and(labels >= 0, labels < logits[0].shape[-1])
+    classes = ops.where(known, labels, 0)
+    entropies = [keras.losses.sparse_categorical_crossentropy(classes, each, from_logits=True) for each in logits]
     shares = ops.softmax(ops.stack(entropies), axis=0)
-    return ops.stop_gradient((1.0 - shares) / (len(logits) - 1))
+    return ops.stop_gradient(ops.where(known, (1.0 - shares) / (len(logits) - 1), 1.0 / len(logits)))

@@ -51,12 +51,15 @@ class Trackers:
 
         Raises: ValueError.
         """
-        names = [metric.name for metric in self._distiller.metrics]
+        compiled = getattr(self._distiller, "_compile_metrics", None)
+        given = [] if compiled is None else [compiled._user_metrics, compiled._user_weighted_metrics]
+        own = [metric for metric in keras.tree.flatten(given) if isinstance(metric, keras.metrics.Metric)]
+        names = [metric.name for metric in (*self._distiller.metrics, *own)]
         for tracker in ([] if self.student is None else [self.student]) + self.soft:
             if names.count(tracker.name) > 1:
                 raise ValueError(
-                    f"{tracker.name!r} would be in the logs twice: a model output and a distillation loss share the "
-                    "name. Rename the output, or give the loss another `name`."
+                    f"{tracker.name!r} would be in the logs twice: a model output or a metric and a distillation loss "
+                    "share the name. Rename the former, or give the loss another `name`."
                 )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from kdopt.distillation.apart import check_apart
 from kdopt.distillation.cache.cache import TeacherCache
 from kdopt.distillation.losses.base import DistillationLoss
 from kdopt.distillation.outputs import OutputPair
@@ -28,6 +29,8 @@ def check_models(student: Any, source: Any) -> None:
             raise TypeError(
                 f"`{role}` must be a keras.Model (Keras 3); got {type(model).__module__}.{type(model).__name__}."
             )
+        if isinstance(getattr(model, "student", None), keras.Model):
+            raise TypeError(f"`{role}` is a Distiller, {model.name!r}: give its `student`, or its `teacher`.")
     if isinstance(source, SelfTeacher) or source.model is None:
         return
     if student is teacher:
@@ -40,14 +43,7 @@ def check_models(student: Any, source: Any) -> None:
             f"The teacher {teacher.name!r} is not built, so it holds no trained weights. Train or load it first (or "
             "call it on a batch, if it has none)."
         )
-    taught = {id(variable) for variable in teacher.variables}
-    shared = [variable.path for variable in student.trainable_variables if id(variable) in taught]
-    if shared:
-        paths = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-        raise ValueError(
-            f"Student and teacher share trainable weights ({paths}); "
-            "training one would change the other. Clone the shared layers, or freeze them (`layer.trainable = False`)."
-        )
+    check_apart(student, teacher)
     _check_inputs(student, source)
 
 

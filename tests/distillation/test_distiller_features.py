@@ -232,39 +232,6 @@ def test_a_tap_that_is_not_there_and_a_wrong_rank():
         Distiller(student=net(1, 4), teacher=net(2, 4), distillation_losses=AttentionTransfer(-1))
 
 
-@pytest.mark.parametrize(("masks", "seen"), [((True, True), 0), ((True, False), 0), ((False, True), 0), ((0, 0), -1)])
-def test_positions_that_one_of_the_models_masks_do_not_count(masks, seen):
-    def model(seed):
-        keras.utils.set_random_seed(seed)
-        inputs = keras.Input((5,), dtype="int32")
-        x = layers.Embedding(9, 4, mask_zero=bool(masks[seed - 1]))(inputs)
-        x = layers.Dense(4, name="tokens", activation="tanh")(x)
-        return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
-
-    student, teacher = model(1), model(2)
-    x = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [3, 0, 0, 0, 0]])
-    distiller = Distiller(student=student, teacher=teacher, distillation_losses=Hint("tokens"))
-    distiller.compile("sgd", loss=hard_loss())
-    logs = distiller.evaluate(x, np.array([0, 1, 2]), verbose=0, return_dict=True)
-    t, s = (np.asarray(m.get_layer("tokens")(m.layers[1](x))) for m in (teacher, student))
-    each = ((t - s) ** 2).mean(-1)
-    np.testing.assert_allclose(logs["hint_loss"], each[x > seen].mean(), rtol=1e-4)
-
-
-def test_a_masked_sequence_beside_one_of_another_length():
-    def model(stride):
-        inputs = keras.Input((6,), dtype="int32")
-        x = layers.Embedding(9, 4, mask_zero=stride == 1)(inputs)
-        x = layers.Dense(4, name="tokens")(x[:, ::stride] if stride > 1 else x)
-        return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
-
-    x, y = np.array([[1, 2, 3, 4, 0, 0]]), np.array([1])
-    distiller = Distiller(student=model(2), teacher=model(1), distillation_losses=Hint("tokens"))
-    distiller.compile("sgd", loss=hard_loss())
-    with pytest.raises(ValueError, match="6 positions of the teacher and 3 of the student.*which are padding"):
-        distiller.fit(x, y, verbose=0)
-
-
 def test_sample_weights_reach_features():
     student, teacher = net(1, 4), net(2, 4)
     x, y = images()

@@ -68,7 +68,90 @@ def test_features_of_peers_and_a_saved_cohort(tmp_path):
     assert [np.shape(said) for said in cohort.predict(x, verbose=0)] == [(32, 3), (32, 3)]
 
 
+def test_each_peer_shows_the_layers_that_the_others_learn_from():
+    def student(seed):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential(
+            [keras.Input((6,)), *(layers.Dense(4, name=name) for name in ("low", "high")), layers.Dense(3)]
+        )
+
+    students = [student(seed) for seed in (1, 2, 3)]
+    cohort = MutualLearning(students=students, distillation_losses=Hint("low", "high"), student_loss_weight=0.0)
+    cohort.compile("sgd")
+    x, _ = data()
+    logs = cohort.evaluate(x, verbose=0, return_dict=True)
+    lows = [np.asarray(one.layers[0](x)) for one in students]
+    highs = [np.asarray(one.layers[1](one.layers[0](x))) for one in students]
+    for k in range(3):
+        expected = np.mean([np.mean((lows[k] - highs[j]) ** 2) for j in range(3) if j != k])
+        np.testing.assert_allclose(logs[f"student_{k}/hint_loss"], expected, rtol=1e-4)
+
+
+def test_weights_of_losses_and_weighted_metrics_reach_the_students():
+    def student(seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((6,))
+        return keras.Model(inputs, [layers.Dense(3, name=name)(inputs) for name in ("a", "b")])
+
+    students = [student(1), student(2)]
+    cohort = MutualLearning(students=students, student_loss_weight=1.0)
+    cohort.compile("sgd", [hard_loss(), hard_loss()], loss_weights=[3.0, 0.5], weighted_metrics=[["accuracy"], []])
+    x, y = data()
+    weights = np.linspace(0, 1, 16)
+    found = cohort.evaluate(x, [y, y], sample_weight=[weights, weights], verbose=0, return_dict=True)
+    means = [[np.mean(weights * cross_entropy(y, z)) for z in one(x)] for one in students]
+    np.testing.assert_allclose(found["loss"], sum(3.0 * a + 0.5 * b for a, b in means), rtol=1e-4)
+    right = [np.average(np.asarray(one(x)[0]).argmax(-1) == y, weights=weights) for one in students]
+    np.testing.assert_allclose([found[f"student_{k}/a_accuracy"] for k in range(2)], right, rtol=1e-5)
+    listed = cohort.evaluate(x, [y, y], sample_weight=[weights, weights], verbose=0)
+    np.testing.assert_allclose(listed, [found[name] for name in cohort.metrics_names], rtol=1e-6)
+
+
+def test_a_student_that_gives_nan_spoils_no_other():
+    whole, broken = mlp(1, name="whole"), mlp(2, name="broken")
+    broken.layers[-1].bias.assign(np.full(3, np.nan))
+    before = whole.get_weights()
+    cohort = MutualLearning(students=[whole, broken])
+    cohort.compile("adam", hard_loss())
+    with pytest.raises(ValueError, match="'broken' gives NaN"):
+        cohort.fit(*data(), verbose=0)
+    for now, then in zip(whole.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_newborns_keep_what_was_adapted_and_frozen():
+    keras.utils.set_random_seed(0)
+    adapted = layers.Normalization()
+    adapted.adapt(np.random.default_rng(0).normal(50, 5, (99, 6)))
+    model = keras.Sequential([keras.Input((6,)), adapted, layers.Dense(4, trainable=False), layers.Dense(3)])
+    _, new = born_again(model, fit, generations=1, verbose=False)
+    np.testing.assert_array_equal(new.layers[0].mean, adapted.mean)
+    np.testing.assert_array_equal(new.layers[1].kernel, model.layers[1].kernel)
+    assert (new.layers[1].trainable, new.layers[2].trainable) == (False, True)
+    assert not np.allclose(new.layers[2].kernel, model.layers[2].kernel)
+    model.layers[2].enable_lora(1)
+    with pytest.raises(ValueError, match="has a LoRA adapter"):
+        born_again(model, fit, verbose=False)
+
+
+def test_a_chain_says_what_does_not_fit_before_it_trains():
+    trained = []
+    with pytest.raises(ValueError, match=r"student \(None, 5\), teacher \(None, 3\)"):
+        distill_chain([mlp(3), mlp(2), mlp(1, units=5)], trained.append, verbose=False)
+    with pytest.raises(TypeError, match="`student` must be a keras.Model"):
+        distill_chain([mlp(3), mlp(2), "small"], trained.append, verbose=False)
+    with pytest.raises(TypeError, match="`fit` must be a function"):
+        distill_chain([mlp(3), mlp(2)], None)
+    with pytest.raises(ValueError, match="two models or more; got 1"):
+        distill_chain(mlp(3), trained.append)
+    assert trained == []
+
+
 def test_one_student_is_no_cohort():
+    with pytest.raises(TypeError, match="`students` must be keras.Models; got str"):
+        MutualLearning(students=["a", mlp(1)])
+    with pytest.raises(ValueError, match="'unbuilt' is not built"):
+        MutualLearning(students=[keras.Sequential([layers.Dense(3)], name="unbuilt"), mlp(1)])
     with pytest.raises(ValueError, match="two students or more; got 1"):
         MutualLearning(students=[mlp(1)])
     model = mlp(1)

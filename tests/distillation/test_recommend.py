@@ -69,6 +69,33 @@ def test_transformers_get_their_attention_regrouped_where_heads_differ(heads, sp
     assert found.losses[1].relation_heads == split
 
 
+@pytest.mark.parametrize(("groups", "split"), [(4, None), (2, 2)])
+def test_grouped_queries_are_regrouped_where_only_values_differ(groups, split):
+    def net(groups):
+        inputs = keras.Input((6, 16))
+        x = layers.GroupQueryAttention(4, 4, groups)(inputs, inputs)
+        return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+
+    teacher, student = net(groups), net(4)
+    loss = recommend(teacher, student).losses[1]
+    assert loss.relation_heads == split or (split and groups * 4 % loss.relation_heads == 0)
+    Distiller(student=student, teacher=teacher, distillation_losses=loss).predict(np.ones((2, 6, 16)), verbose=0)
+
+
+def test_the_deepest_resolution_of_a_u_net_is_its_bottom_not_its_head():
+    def net(width):
+        inputs = keras.Input((8, 8, 1))
+        top = layers.Conv2D(width, 3, padding="same", name="top")(inputs)
+        bottom = layers.Conv2D(width, 3, strides=2, padding="same", name="bottom")(top)
+        up = layers.Concatenate(name="join")([top, layers.Conv2DTranspose(width, 2, strides=2)(bottom)])
+        return keras.Model(inputs, layers.Conv2D(3, 1, activation="softmax", name="head")(up))
+
+    found = recommend(net(4), net(2))
+    assert kinds(found) == ["SoftTargets", "ChannelWise", "Hint", "AttentionTransfer"]
+    assert found.losses[2].student_tap == "bottom"
+    assert found.losses[3].student_tap == ["bottom", "join"]
+
+
 def test_outputs_decide_the_first_loss():
     assert recommend(mlp(1, "sigmoid", 4), mlp(2, "sigmoid", 4)).losses[0].activation == "sigmoid"
     assert kinds(recommend(mlp(1, None, 1), mlp(2, None, 1)))[0] == "Regression"

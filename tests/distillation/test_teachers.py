@@ -156,7 +156,55 @@ def test_the_deepest_exit_teaches_the_others(output):
     np.testing.assert_allclose(student.get_layer("last").kernel, before, atol=1e-6)  # it teaches, it does not learn
 
 
+@pytest.mark.parametrize("output", [0, "early"])
+def test_another_exit_may_teach(output):
+    student, (x, _) = exits(1), data()
+    distiller = Distiller(student=student, teacher=DeepestExit(output), student_loss_weight=0.0)
+    distiller.compile("sgd")
+    early, last = (np.asarray(values, "float64") for values in student(x))
+    np.testing.assert_allclose(distiller.evaluate(x, verbose=0), hinton(early, np.log(last), 4.0).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("output", [-1, "deep", 1])
+def test_exits_in_a_dict_go_by_their_order_and_keys(output):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    early = layers.Dense(3)(inputs)
+    student = keras.Model(inputs, {"early": early, "deep": layers.Dense(3)(layers.Dense(8)(inputs))})
+    distiller = Distiller(student=student, teacher=DeepestExit(output), student_loss_weight=0.0)
+    distiller.compile(keras.optimizers.SGD(1.0))
+    x, _ = data()
+    said = student(x)
+    expected = hinton(said["deep"], said["early"], 4.0).mean()
+    np.testing.assert_allclose(distiller.evaluate(x, verbose=0), expected, rtol=1e-4)
+    distiller.fit(x, verbose=0)
+    np.testing.assert_allclose(student(x)["deep"], said["deep"], atol=1e-6)
+    with pytest.raises(ValueError, match="no output 'last'; it has early, deep"):
+        Distiller(student=student, teacher=DeepestExit("last"))
+
+
+def test_inner_layers_of_the_student_learn_from_deeper_ones():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    low = layers.Dense(8, name="low")(inputs)
+    deep = layers.Dense(8, name="deep")(low)
+    student = keras.Model(inputs, [layers.Dense(3, name="early")(low), layers.Dense(3, name="last")(deep)])
+    distiller = Distiller(
+        student=student, teacher=DeepestExit(), distillation_losses=Hint("low", "deep"), student_loss_weight=0.0
+    )
+    distiller.compile("sgd")
+    x, _ = data()
+    one, other = (np.asarray(keras.Model(inputs, tensor)(x)) for tensor in (low, deep))
+    np.testing.assert_allclose(distiller.evaluate(x, verbose=0), np.mean((one - other) ** 2), rtol=1e-4)
+    before = np.array(student.get_layer("deep").kernel)
+    distiller.fit(x, verbose=0)
+    np.testing.assert_array_equal(student.get_layer("deep").kernel, before)
+
+
 def test_exits_that_are_not_there():
+    for wrong in (None, 1.5, True):
+        with pytest.raises(TypeError, match="the index or the name of a model output"):
+            DeepestExit(wrong)
     with pytest.raises(ValueError, match="has 1"):
         Distiller(student=mlp(1), teacher=DeepestExit())
     with pytest.raises(ValueError, match="no output 'late'; it has early, last"):

@@ -40,6 +40,7 @@ def tap_to_config(tapped: Tapped) -> dict[str, Any]:
         "calls": tapped.calls,
         "shape": list(tapped.shape),
         "attends": tapped.attends,
+        "reads": tapped.reads,
         "operation": {
             "kind": type(operation).__name__,
             "weights": [True] if getattr(operation, "weights", ()) else [],
@@ -68,7 +69,7 @@ def taps_of_cache(
         if path not in operations:
             operations[path] = Unseen(path, **{**described, "weights": tuple(described["weights"])})
         numbers = (config["call"], config["calls"], tuple(config["shape"]), config["attends"])
-        tapped = Tapped(path, operations[path], *numbers)
+        tapped = Tapped(path, operations[path], *numbers, config.get("reads"))
         why = "" if tapped.name in kept else _why(tapped, kept, cache)
         found.append(replace(tapped, absent=why))
     return found
@@ -103,7 +104,7 @@ def replayed(wanted: Sequence[Tapped], values: dict[str, Any]) -> Recording:
     last: dict[int, tuple[Any, int]] = {}
     for tapped in wanted:
         before = last.get(id(tapped.operation), (None, 0))[1]
-        last[id(tapped.operation)] = (tapped.operation, max(before, tapped.call))
+        last[id(tapped.operation)] = (tapped.operation, max(before, tapped.calls - 1))
     named = {(id(tapped.operation), tapped.call): tapped.name for tapped in wanted}
     for operation, calls in last.values():
         for call in range(calls + 1):

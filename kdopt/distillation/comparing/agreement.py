@@ -107,7 +107,7 @@ def agreement(
     from_logits: bool | dict[str, bool] | None = None,
     teacher_preprocessing: Preprocessing | None = None,
     corruptions: str | Sequence[str] | Mapping[str, Callable[[np.ndarray, float], np.ndarray]] | None = "auto",
-    severities: Sequence[float] = (1, 3, 5),
+    severities: float | Sequence[float] = (1, 3, 5),
     bins: int = 15,
     batch_size: int = 256,
     seed: int = 0,
@@ -121,7 +121,8 @@ def agreement(
     teacher that it learned, and the calibration error whether its probabilities can be taken at their word. Runs both
     nets on the data once, and once more for each corruption and severity.
 
-    Every position of an output with positions is an answer of its own; so is every unit of a sigmoid output.
+    Every position of an output with positions is an answer of its own, unless one of the nets masks it; so is every
+    unit of a sigmoid output.
 
     Args:
         teacher, student: `keras.Model` with the same outputs; left as they are.
@@ -139,7 +140,7 @@ def agreement(
             continuous, and `"blur"`, `"contrast"`, `"brightness"` on images, arrays (samples, height, width, channels)
             of floats or bytes; or a list of these; or a mapping from names to functions (array, severity) -> array; or
             `None`.
-        severities: Numbers > 0. Defaults to `(1, 3, 5)`.
+        severities: A number > 0, or several. Defaults to `(1, 3, 5)`.
         bins: Integer >= 1, of the reliability. Defaults to `15`.
         batch_size: Integer >= 1. Defaults to `256`.
         seed: Integer >= 0, of the noise. Defaults to `0`.
@@ -163,7 +164,8 @@ def agreement(
     _check(teacher, student, activation)
     check_integer("bins", bins)
     check_integer("batch_size", batch_size)
-    strengths = [check_positive("severities", severity) for severity in severities]
+    given = severities if isinstance(severities, list | tuple) else [severities]
+    strengths = [check_positive("severities", severity) for severity in given]
     x, y, count = gathered(data)
     worse = corruptions_for(corruptions, x, check_integer("seed", seed, minimum=0))
     answers = Answers(

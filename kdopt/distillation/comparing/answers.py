@@ -57,7 +57,7 @@ class Answers:
         self._steps = {role: self._step(model, role) for role, model in zip(ROLES, (teacher, student), strict=True)}
 
     def log_probabilities(self, x: Any, what: str) -> list[np.ndarray]:
-        """Of the teacher and of the student; float64 (answers, classes).
+        """Of the teacher and of the student; float64 (answers, classes), without positions that one of them masks.
 
         Args:
             x: Inputs.
@@ -65,37 +65,44 @@ class Answers:
 
         Raises: ValueError for outputs that are NaN or infinite.
         """
-        logits = [self._logits(role, x, what) for role in ROLES]
-        self._shape = logits[0].shape
-        return [log_probabilities(one, self.activation) for one in logits]
+        (theirs, masked), (ours, also) = (self._logits(role, x, what) for role in ROLES)
+        self._shape = theirs.shape
+        units = theirs.shape[-1] if self.activation == SIGMOID else 1
+        self._rows = np.repeat((masked & also).reshape(-1), units)
+        if not self._rows.any():
+            raise ValueError(f"Every position of output {self.pair.name!r} is masked: there is nothing to compare.")
+        return [log_probabilities(one, self.activation)[self._rows] for one in (theirs, ours)]
 
     def labels(self, y: Any) -> np.ndarray:
         """The right class of each answer to the last inputs."""
-        return labels_of(y, self._shape, self.pair.name, self.pair.index, self.activation)
+        return labels_of(y, self._shape, self.pair.name, self.pair.index, self.activation, self._rows)
 
-    def _logits(self, role: str, x: Any, what: str) -> np.ndarray:
+    def _logits(self, role: str, x: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """(logits, whether each position counts)."""
         count = keras.tree.flatten(x)[0].shape[0]
         found = []
         for start in range(0, count, self._batch_size):
             here = slice(start, start + self._batch_size)
             batch = keras.tree.map_structure(lambda leaf, here=here: tf.convert_to_tensor(leaf[here]), x)
-            found.append(self._steps[role](batch).numpy())
-        made = np.concatenate(found)
+            found.append([part.numpy() for part in self._steps[role](batch)])
+        made, seen = (np.concatenate(parts) for parts in zip(*found, strict=True))
         wrong = ~np.isfinite(made).reshape(count, -1).all(axis=1)
         if wrong.any():
             raise ValueError(
                 f"The {role} answers {int(wrong.sum())} of {count} samples ({what}) with NaN or infinite values, the "
                 f"first of them number {int(np.argmax(wrong))}."
             )
-        return made
+        return made, seen
 
     def _step(self, model: keras.Model, role: str) -> Callable[[Any], Any]:
         kind = getattr(self.pair, f"{role}_kind")
 
-        def step(batch: Any) -> Any:
-            return as_logits(
-                keras.tree.flatten(self._called(model, batch, role))[self.pair.index], kind, self.activation
-            )
+        def step(batch: Any) -> tuple[Any, Any]:
+            output = keras.tree.flatten(self._called(model, batch, role))[self.pair.index]
+            mask = getattr(output, "_keras_mask", None)
+            fits = mask is not None and len(mask.shape) == len(output.shape) - 1
+            seen = tf.cast(mask, tf.bool) if fits else tf.ones(tf.shape(output)[:-1], tf.bool)
+            return as_logits(output, kind, self.activation), seen
 
         return tf.function(step, autograph=False, reduce_retracing=True)
 
@@ -123,6 +130,7 @@ def _chosen(pairs: list[OutputPair], output: str | int | None) -> OutputPair:
 
 
 def _activation(pair: OutputPair, wanted: str | None) -> str:
+    pair.check_units()
     kinds = {"teacher": pair.teacher_kind, "student": pair.student_kind}
     for role, kind in kinds.items():
         if kind is None:

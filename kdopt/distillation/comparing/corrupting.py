@@ -76,6 +76,8 @@ def _applied(function: Corrupt, fits: Callable[[np.ndarray], bool], x: Any, seve
 
 
 def _worse(function: Corrupt, x: np.ndarray, severity: float) -> np.ndarray:
-    if x.dtype.kind == "f":
-        return np.asarray(function(x, severity))
-    return np.clip(np.rint(function(x.astype("float32"), severity)), 0, 255).astype(x.dtype)
+    floats = x.dtype.kind == "f"
+    worse = np.asarray(function(x.copy() if floats else x.astype("float32"), severity))  # a copy: it may work in place
+    if worse.shape != x.shape:
+        raise ValueError(f"A corruption returns an array of the shape it gets, {x.shape}; it returned {worse.shape}.")
+    return worse if floats else np.clip(np.rint(worse), 0, 255).astype(x.dtype)

@@ -7,7 +7,7 @@ import numpy as np
 from kdopt.distillation.activations import SIGMOID
 
 
-def labels_of(y: Any, shape: tuple[int, ...], name: str, index: int, activation: str) -> np.ndarray:
+def labels_of(y: Any, shape: tuple[int, ...], name: str, index: int, activation: str, rows: np.ndarray) -> np.ndarray:
     """The right class of every answer, integers in the order of `log_probabilities`.
 
     Args:
@@ -15,6 +15,7 @@ def labels_of(y: Any, shape: tuple[int, ...], name: str, index: int, activation:
         shape: Of its logits, (samples, ..., units).
         name, index: Which output that is.
         activation: `"softmax"` or `"sigmoid"`.
+        rows: Bool array, which answers count.
 
     Raises: ValueError for labels of another shape, or that are no classes.
     """
@@ -32,6 +33,7 @@ def labels_of(y: Any, shape: tuple[int, ...], name: str, index: int, activation:
     else:
         one = "" if sigmoid and units > 1 else f"{shape[:-1]} or "
         raise ValueError(f"The labels of output {name!r} must have the shape {one}{shape}; got {y.shape}.")
+    flat = flat[rows]
     classes = 2 if sigmoid else units
     if not np.isin(flat, np.arange(classes)).all():
         raise ValueError(

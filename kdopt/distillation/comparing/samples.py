@@ -24,7 +24,7 @@ def gathered(data: Any) -> tuple[Any, Any, int]:
         x, y = map(_joined, zip(*parts, strict=True))
     else:
         x, y = _parts(data)
-    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in keras.tree.flatten((x, () if y is None else y))}
+    counts = {leaf.shape[0] for leaf in keras.tree.flatten((x, () if y is None else y))}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
             f"`data` must hold as many labels as inputs, one at least; got arrays of {sorted(counts)} rows."
@@ -43,10 +43,18 @@ def _parts(data: Any) -> tuple[Any, Any]:
             "used: leave them out; several inputs go into a list or dict."
         )
     x, y = data if isinstance(data, tuple) else (data, None)
-    return keras.tree.map_structure(_array, x), None if y is None else keras.tree.map_structure(_array, y)
+    x, y = keras.tree.map_structure(_array, x), None if y is None else keras.tree.map_structure(_array, y)
+    if any(leaf.ndim == 0 for leaf in keras.tree.flatten((x, () if y is None else y))):
+        raise ValueError("`data` gives single samples, not batches of them. Batch a data set: `dataset.batch(64)`.")
+    return x, y
 
 
 def _array(values: Any) -> np.ndarray:
+    if not hasattr(values, "__array__") and not isinstance(values, int | float | bool):
+        raise TypeError(
+            "`data` must be arrays, a tuple (inputs, labels) of them, a tf.data.Dataset or a PyDataset of batches; got "
+            f"{type(values).__module__}.{type(values).__name__}."
+        )
     return values if isinstance(values, np.ndarray) else np.asarray(keras.ops.convert_to_numpy(values))
 
 

@@ -63,7 +63,8 @@ class DecoupledKD(TemperedLoss):
             warm-up) keeps a large beta from disturbing a student that knows nothing yet. Defaults to `8.0`.
         temperature: Float > 0 or a schedule. Defaults to `4.0`.
         target: What the target class is: `"label"`, or `"teacher"`, the class the teacher holds most likely, which
-            needs no labels. Samples labeled -1 always take the teacher's. Defaults to `"label"`.
+            needs no labels. Samples without a class, labeled -1 or beyond the classes, take the teacher's. Defaults to
+            `"label"`.
         output, name: As in `DistillationLoss`.
 
     Raises: ValueError; at the first step without labels.
@@ -96,7 +97,8 @@ class DecoupledKD(TemperedLoss):
                 raise ValueError(
                     'DecoupledKD takes the label as the target class, but the data holds none. Pass `target="teacher"`.'
                 )
-            likely = ops.where(labels < 0, likely, labels)
+            known = ops.logical_and(labels >= 0, labels < teacher.shape[-1])
+            likely = ops.where(known, labels, likely)
         return decoupled(teacher, student, likely, now(self.temperature), now(self.alpha), now(self.beta))
 
     def scheduled(self) -> dict[str, Any]:

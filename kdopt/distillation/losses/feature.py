@@ -140,7 +140,9 @@ class FeatureLoss(DistillationLoss):
                     f"{type(self).__name__} compares tensors of rank {' or '.join(map(str, self.ranks))}, batch axis "
                     f"included; {tapped.name!r} of the {role} has shape {tapped.shape}."
                 )
-            if getattr(tapped.operation, "data_format", None) == "channels_first":
+            first = getattr(tapped.operation, "data_format", None) == "channels_first"
+            normed = isinstance(tapped.operation, keras.layers.BatchNormalization) and tapped.operation.axis == 1
+            if len(tapped.shape) > 2 and (first or normed):
                 raise ValueError(f"{tapped.name!r} of the {role} has its channels first; taps need them last.")
 
     def _projector_of(self, place: int, teacher: Tapped, student: Tapped, pairs: int) -> keras.layers.Layer | None:
