@@ -132,11 +132,9 @@ def cifar10(folder: Path, seed: int) -> tuple[Split, Split, Split]:
 
 def digits(folder: Path, seed: int) -> tuple[Split, Split, Split]:
     data = np.load(folder / "fsdd" / "fsdd_8k.npz")
-    spectra = layers.MelSpectrogram(512, 160, 320, sampling_rate=8000, num_mel_bins=20)(
-        data["x"].astype("float32") / 32768
-    )
-    x = np.transpose(np.asarray(spectra), (0, 2, 1))[..., None] / 20
-    x = x[:, :49]
+    sound = data["x"].astype("float32") / 32768
+    spectra = layers.MelSpectrogram(512, 160, 320, sampling_rate=8000, num_mel_bins=20)(sound)
+    x = np.transpose(np.asarray(spectra), (0, 2, 1))[:, :49, :, None] / 20
     test = data["is_test"]
     return *split(x[~test], data["y"][~test], seed, 2400, 300), (x[test], data["y"][test])
 
