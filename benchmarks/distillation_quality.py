@@ -7,15 +7,14 @@
 A student with a third of the teacher's channels is trained on labels and teacher with equal epochs, batches, images and
 learning rates for every method; the teacher is trained once a task. `--tune` trains each method with a few weights on
 the split of seed 100 and keeps what is best on its validation images, for keras.distillation too (cifar10 takes what
-fashion_mnist found); the runs with seeds 0, 1, ... take these and read the test images once, and with them the pair of
-losses that was best on the validation images.
+fashion_mnist found); the runs with seeds 0, 1, ... take these and read the test images once, and with them the two or
+three losses together that were best on the validation images.
 Every run adds a line to `--file`; runs that are there already are left out, so the same command resumes.
 
 fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to
                 validate, 10,000 to test
 cifar10         the same nets, mirrored CIFAR-10 images (JPEG) of `--data-dir`: 8,500, 1,500, 5,000
-digits          DS-CNN of widths 48 and 16, log-mel spectra (20 ms, 20 bands) of spoken digits of `--data-dir`: 2,400,
-                300, 300
+digits          DS-CNN of widths 48 and 16, log-mel spectra of spoken digits of `--data-dir`: 2,400, 300, 300
 sequence        transformers of 4 layers, 64 wide, and of 2, 32 wide: first to appear twice in a sequence of 24 letters;
                 8,000, 2,000, 5,000, and 32,000 others for the teacher
 """
@@ -36,8 +35,7 @@ import tensorflow as tf
 
 from kdopt.distillation import Distiller, SoftTargets, losses
 
-TUNING, TEACHERS = 100, 1000  # seeds of their own
-layers = keras.layers
+TUNING, TEACHERS, layers = 100, 1000, keras.layers  # seeds of their own
 Split = tuple[np.ndarray, np.ndarray]
 
 
@@ -248,10 +246,10 @@ def taught(name: str, method: str, weight: float, second: float, seed: int, opti
             teacher, student, distillation_losses=[loss], student_loss_weight=1 / (1 + weight)
         )
     else:
-        first, _, other = method.partition("+")
-        made, weights = methods_of(name)[first][1](weight, task)
-        if other:
-            more, more_weights = methods_of(name)[other][1](second, task)
+        made, weights = [], []
+        for place, part in enumerate(method.split("+")):
+            own = (weight, second)[place] if place < 2 else tuned(options, name, part)
+            more, more_weights = METHODS[part][1](own, task)
             made, weights = [*made, *more], [*weights, *more_weights]
         model = Distiller(student=student, teacher=teacher, distillation_losses=made, distillation_loss_weights=weights)
     train(model, data, task, task.epochs, seed)
@@ -285,24 +283,26 @@ def tuned(options: Any, name: str, method: str) -> float:
     return max(found)[1]
 
 
-def best_pair(options: Any, name: str) -> tuple[str, float, float]:
-    """Which loss beside soft targets was best on the validation images, and both weights."""
+def best_combination(options: Any, name: str) -> tuple[str, float, float]:
+    """Which one or two losses beside soft targets were best on the validation images; weights of the first two."""
     name = TASKS[name].tuned_on or name
     first = tuned(options, name, "soft_targets")
     others = [method for method in PAIRS if method in methods_of(name)]
-    pairs = [(f"soft_targets+{other}", first, tuned(options, name, other)) for other in others]
-    return max(pairs, key=lambda pair: run(options, name, *pair, TUNING)["validation"])
+    found = [(f"soft_targets+{other}", first, tuned(options, name, other)) for other in others]
+    pair = max(found, key=lambda one: run(options, name, *one, TUNING)["validation"])
+    found += [(f"{pair[0]}+{other}", *pair[1:]) for other in others if other not in pair[0]]
+    return max(found, key=lambda one: run(options, name, *one, TUNING)["validation"])
 
 
 def work(options: Any) -> None:
     for name in options.task:
         names = [*methods_of(name), "keras"] if options.method is None else options.method
         weights = {method: tuned(options, name, method) for method in names}
-        pair = best_pair(options, name)
+        best = best_combination(options, name)
         for seed in range(0 if options.tune else options.seeds):
             for method in names:
                 run(options, name, method, weights[method], 0.0, seed)
-            run(options, name, *pair, seed)
+            run(options, name, *best, seed)
 
 
 def table(options: Any) -> None:

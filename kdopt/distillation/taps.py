@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from kdopt.core.recording import Recorded, Recording, operations_of, recording
 
@@ -76,12 +77,19 @@ def tensors_of(model: keras.Model, inputs: Any) -> list[Tapped]:
         model: Built model.
         inputs: KerasTensors as the model takes them.
 
-    Returns: what single layers and operations make of floating-point tensors with a batch axis.
+    Returns: what single layers and operations make of floating-point tensors with a batch axis. What lives inside a
+        loop, a branch or a function of TensorFlow is left out: it ends there.
     """
     paths = operations_of(model)
     names = {id(operation): path for path, operation in paths.items()}
+    graphs: list[Any] = []
+
+    def look(x: Any) -> Any:
+        graphs.append(tf.compat.v1.get_default_graph())
+        return model(x, training=False)
+
     with recording(paths.values()) as seen:
-        keras.src.backend.compute_output_spec(lambda x: model(x, training=False), inputs)
+        keras.src.backend.compute_output_spec(look, inputs)
     counts = Counter(id(call.operation) for call in seen.calls)
     numbers: Counter[int] = Counter()
     made: dict[int, int] = {}  # identity of a tensor -> place of who made it last
@@ -90,7 +98,7 @@ def tensors_of(model: keras.Model, inputs: Any) -> list[Tapped]:
     for call in seen.calls:
         number = numbers[id(call.operation)]
         numbers[id(call.operation)] += 1
-        if _is_feature(call.output, batch):
+        if _is_feature(call.output, batch) and getattr(call.output, "graph", graphs[-1]) is graphs[-1]:
             found.append(
                 Tapped(
                     names[id(call.operation)],

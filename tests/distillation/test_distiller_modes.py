@@ -195,6 +195,7 @@ FEATURES = """
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_with_features_averages_and_cohorts():
     command = [sys.executable, "-c", textwrap.dedent(FEATURES), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)

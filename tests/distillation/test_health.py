@@ -17,7 +17,10 @@ def broken():
     return teacher
 
 
-@pytest.mark.parametrize("how", [{}, {"jit_compile": True}, {"steps_per_execution": 2}])
+_SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ({"jit_compile": True}, {"steps_per_execution": 2})]
+
+
+@pytest.mark.parametrize("how", [{}, *_SLOW])
 def test_a_teacher_that_gives_nan_is_named_and_the_student_is_as_it_was(how):
     student = mlp(1)
     distiller = Distiller(student=student, teacher=broken(), distillation_losses=["soft_targets", Hint(1)])

@@ -169,13 +169,20 @@ class Wandering(keras.Model):
     def call(self, x, training=False):
         if self.way == "again" and training:
             self.inner(x * 0)
+        if self.way == "in a branch":
+            return self.head(ops.cond(ops.sum(x) > 0, lambda: self.inner(x), lambda: x @ ops.ones((6, 8))))
         if self.way == "by sample":
             return self.head(ops.vectorized_map(lambda one: self.inner(one[None])[0], x))
         return self.head(self.inner(x))
 
 
 @pytest.mark.parametrize(
-    ("way", "message"), [("again", "called 2 times in this pass, and 1 times when"), ("by sample", "Nothing to tap")]
+    ("way", "message"),
+    [
+        ("again", "called 2 times in this pass, and 1 times when"),
+        ("by sample", "Nothing to tap"),
+        ("in a branch", "Nothing to tap"),
+    ],
 )
 def test_calls_that_are_not_one_of_the_batch(way, message):
     student = Wandering(way)

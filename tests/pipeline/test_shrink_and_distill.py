@@ -64,6 +64,7 @@ def test_other_targets_and_a_criterion_with_data(digit_images, trained, target):
     assert report.model.get_layer("stem").filters == 16
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on(digit_images, trained, tmp_path):
     class Killed(RuntimeError):
         pass

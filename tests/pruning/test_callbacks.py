@@ -23,7 +23,8 @@ SETTINGS = {
 }
 
 
-CASES = [(setting, True) for setting in SETTINGS] + [("plain", False), ("jit_compile", False)]
+CASES = [(setting, True) for setting in SETTINGS if setting != "jit_compile"]
+CASES += [("plain", False), ("jit_compile", False), pytest.param("jit_compile", True, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("setting", "trained"), CASES)

@@ -92,7 +92,7 @@ def check_log(folder):
     return restarts
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["before", "after"])
 def test_killed_and_restarted(first, tmp_path):
     out = run_with_kills(tmp_path, first, kills=1, rng=np.random.default_rng(int(first)))
     check_log(tmp_path)

@@ -88,7 +88,12 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+_SLOW = {"jit_compile", "accumulation"}
+
+
+@pytest.mark.parametrize(
+    "setting", [pytest.param(one, marks=pytest.mark.slow) if one in _SLOW else one for one in SETTINGS]
+)
 def test_a_model_that_was_fit_before_keeps_its_zeros_until_released(setting, recwarn):
     make_optimizer, options, dtype = SETTINGS[setting]
     hidden = layers.Dense(9, "relu", name="hidden", dtype=dtype)

@@ -184,7 +184,7 @@ APPLICATIONS = {
     "ConvNeXtTiny": {},
     "NASNetMobile": {},
 }
-CHEAP = ("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0")
+CHEAP = ("MobileNet", "MobileNetV2", "MobileNetV3Small")
 
 
 @pytest.mark.parametrize(

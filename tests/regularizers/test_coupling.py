@@ -188,6 +188,7 @@ def test_several_optimizers_update_one_channel():
     check_shrinking(model, updates=4)
 
 
+@pytest.mark.slow
 def test_two_replicas():
     code = f"""
     import sys

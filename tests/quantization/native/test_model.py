@@ -47,7 +47,10 @@ def steps_beside(model, x=X[:24]):
     return float((np.abs(got - model.predict(x, verbose=0)) / step).max())
 
 
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True, "steps_per_execution": 2}])
+_COMPILED = pytest.param({"jit_compile": True, "steps_per_execution": 2}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [{}, _COMPILED])
 def test_it_trains_and_the_file_is_the_model(options):
     model = compiled(native(), **{"jit_compile": False, **options})
     history = model.fit(X, Y, epochs=4, batch_size=16, verbose=0).history

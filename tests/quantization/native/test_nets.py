@@ -42,7 +42,11 @@ def u_net():
 
 @pytest.mark.parametrize(
     ("build", "largest", "mean"),
-    [(transformer, 4.01, 1.0), (recurrent, 4.01, 0.7), (u_net, 5.01, 0.7)],
+    [
+        (transformer, 4.01, 1.0),
+        pytest.param(recurrent, 4.01, 0.7, marks=pytest.mark.slow),
+        pytest.param(u_net, 5.01, 0.7, marks=pytest.mark.slow),
+    ],
 )
 def test_the_file_of_a_trained_net_is_the_net(build, largest, mean):
     keras.utils.set_random_seed(0)
