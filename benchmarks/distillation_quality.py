@@ -8,7 +8,7 @@ A student with a third of the teacher's channels is trained on labels and teache
 learning rates for every method; the teacher is trained once a task. `--tune` trains each method with a few weights on
 the split of seed 100 and keeps what is best on its validation images, for keras.distillation too (cifar10 takes what
 fashion_mnist found); the runs with seeds 0, 1, ... take these and read the test images once, and with them the two or
-three losses together that were best on the validation images.
+three losses together that were best on the validation images, and what `recommend` proposes.
 Every run adds a line to `--file`; runs that are there already are left out, so the same command resumes.
 
 fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to
@@ -33,7 +33,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdopt.distillation import Distiller, SoftTargets, losses
+from kdopt.distillation import Distiller, SoftTargets, losses, recommend
 
 TUNING, TEACHERS, layers = 100, 1000, keras.layers  # seeds of their own
 Split = tuple[np.ndarray, np.ndarray]
@@ -156,10 +156,6 @@ TASKS = {
 }
 
 
-def keras_loss(temperature: float) -> keras.distillation.DistillationLoss:
-    return keras.distillation.LogitsDistillation(temperature, loss=keras.losses.KLDivergence())
-
-
 # Method -> (weights of the teacher's part beside labels of weight 1, function of the weight -> losses, their weights)
 Made = tuple[list[Any], list[float]]
 METHODS: dict[str, tuple[list[float], Callable[[float, Task], Made]]] = {
@@ -179,7 +175,7 @@ METHODS: dict[str, tuple[list[float], Callable[[float, Task], Made]]] = {
         [0.02, 0.1],
         lambda w, task: ([losses.AdversarialFeature(task.tap, optimizer=keras.optimizers.Adam(2e-4))], [w]),
     ),
-    "attention_maps": ([1.0, 10.0], lambda w, task: ([losses.AttentionMapsKL(relation_heads=4)], [w])),
+    "attention_maps": ([0.1, 1.0, 10.0], lambda w, task: ([losses.AttentionMapsKL(relation_heads=4)], [w])),
 }
 PAIRS = ("attention_transfer", "relational", "similarity", "crd", "hint", "attention_maps")
 OF_TASK = {
@@ -232,22 +228,22 @@ def teacher_of(name: str, task: Task, options: Any) -> keras.Model:
 def taught(name: str, method: str, weight: float, second: float, seed: int, options: Any) -> dict[str, Any]:
     """One run: a student, and how good it became."""
     task = TASKS[name]
-    data, validation, test = task.data(
-        options.data_dir, TUNING
-    )  # the teacher's images; seeds are of weights and batches
+    # The teacher's images in every run; seeds are of weights and batches.
+    data, validation, test = task.data(options.data_dir, TUNING)
     teacher = teacher_of(name, task, options)
     keras.utils.set_random_seed(seed)
     student, start = task.net("student"), time.perf_counter()
     if method == "none":
         model: keras.Model = student
     elif method.startswith("keras"):
-        loss = keras_loss(4.0)
+        loss = keras.distillation.LogitsDistillation(4.0, loss=keras.losses.KLDivergence())
         model = keras.distillation.Distiller(
             teacher, student, distillation_losses=[loss], student_loss_weight=1 / (1 + weight)
         )
     else:
-        made, weights = [], []
-        for place, part in enumerate(method.split("+")):
+        proposed = recommend(teacher, student) if method == "recommend" else None
+        made, weights = ([], []) if proposed is None else (proposed.losses, proposed.weights)
+        for place, part in enumerate([] if proposed else method.split("+")):
             own = (weight, second)[place] if place < 2 else tuned(options, name, part)
             more, more_weights = METHODS[part][1](own, task)
             made, weights = [*made, *more], [*weights, *more_weights]
@@ -278,7 +274,7 @@ def run(options: Any, *what: Any) -> dict[str, Any]:
 def tuned(options: Any, name: str, method: str) -> float:
     """The weight that was best on the validation images of the tuning seed."""
     name = TASKS[name].tuned_on or name
-    weights = [1.0, 4.0] if method == "keras" else methods_of(name)[method][0]
+    weights = {"keras": [1.0, 4.0], "recommend": [1.0]}.get(method) or methods_of(name)[method][0]
     found = [(run(options, name, method, weight, 0.0, TUNING)["validation"], weight) for weight in weights]
     return max(found)[1]
 
@@ -296,7 +292,7 @@ def best_combination(options: Any, name: str) -> tuple[str, float, float]:
 
 def work(options: Any) -> None:
     for name in options.task:
-        names = [*methods_of(name), "keras"] if options.method is None else options.method
+        names = [*methods_of(name), "keras", "recommend"] if options.method is None else options.method
         weights = {method: tuned(options, name, method) for method in names}
         best = best_combination(options, name)
         for seed in range(0 if options.tune else options.seeds):

@@ -10,7 +10,7 @@ import keras
 from kdopt.core.backend import require_tensorflow
 from kdopt.core.compiling import renewed
 from kdopt.core.recording import Recording
-from kdopt.distillation.config import losses_config
+from kdopt.distillation.config import losses_config, refuse_shared
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.health import FirstBatch
 from kdopt.distillation.joined import join, samples_in
@@ -222,6 +222,8 @@ class MutualLearning(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         first = self.distillers[0]
+        for distiller in self.distillers:
+            refuse_shared(distiller)
         students = [keras.saving.serialize_keras_object(student) for student in self.students]
         told = first.from_logits["student"]
         return {"students": students, **losses_config(first), "from_logits": told, "name": self.name}
