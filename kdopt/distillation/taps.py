@@ -92,7 +92,7 @@ def tensors_of(model: keras.Model, inputs: Any) -> list[Tapped]:
         keras.src.backend.compute_output_spec(look, inputs)
     counts = Counter(id(call.operation) for call in seen.calls)
     numbers: Counter[int] = Counter()
-    made: dict[int, int] = {}  # identity of a tensor -> place of who made it last
+    made: dict[int, int] = {}  # identity of a tensor, or of who made it -> its place, the last one
     batch = next((tensor.shape[0] for tensor in keras.tree.flatten(inputs) if tensor is not None), None)
     found: list[Tapped] = []
     for call in seen.calls:
@@ -107,11 +107,18 @@ def tensors_of(model: keras.Model, inputs: Any) -> list[Tapped]:
                     counts[id(call.operation)],
                     tuple(call.output.shape),
                     call.attention is not None,
-                    made.get(id(call.read)),
+                    made.get(id(call.read), made.get(id(_before(call.operation)))),
                 )
             )
-            made[id(call.output)] = len(found) - 1
+            made[id(call.output)] = made[id(call.operation)] = len(found) - 1
     return found
+
+
+def _before(operation: Any) -> Any:
+    """Who makes what an operation reads in a Functional model; of one that is called several times it is not known."""
+    nodes = getattr(operation, "_inbound_nodes", [])
+    read = nodes[0].arguments.keras_tensors if len(nodes) == 1 else []
+    return getattr(read[0], "_keras_history", [None])[0] if read else None
 
 
 def resolve(taps: Taps, tensors: Sequence[Tapped], model: keras.Model, role: str) -> list[Tapped]:

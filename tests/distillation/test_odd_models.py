@@ -12,6 +12,7 @@ from kdopt.distillation.losses.attention_maps import AttentionMapsKL
 from kdopt.distillation.losses.decoupled import DecoupledKD, decoupled
 from kdopt.distillation.losses.hint import Hint
 from kdopt.distillation.losses.relational import RelationalDistance
+from kdopt.quantization import quantize_aware
 
 
 def two_heads(seed, *names):
@@ -29,6 +30,8 @@ def evaluate(distiller, x, y=None, **options):
 def compared(loss, student, teacher):
     """(tap of the student, tap of the teacher) of a loss with one pair."""
     distiller = Distiller(student=student, teacher=teacher, distillation_losses=loss)
+    if not distiller.built:
+        distiller(data()[0])
     term = distiller._lesson.knowledge.terms[0][0]
     return term.student_taps[0].name, term.teacher_taps[0].name
 
@@ -127,6 +130,11 @@ def test_confidence_in_teachers_of_samples_without_a_label():
 # Taps
 
 
+def in_float16(layer):
+    policy = "float32" if layer.name == "out" else "mixed_float16"
+    return type(layer).from_config({**layer.get_config(), "dtype": policy})
+
+
 def test_the_embedding_is_what_the_last_layer_reads():
     inputs = keras.Input((6,))
     hidden = layers.Dense(8, name="h")(inputs)
@@ -135,6 +143,12 @@ def test_the_embedding_is_what_the_last_layer_reads():
     )
     assert compared(RelationalDistance(), gated, keras.models.clone_model(gated)) == ("h", "h")
     assert compared(RelationalDistance(), two_heads(1, "a", "b"), two_heads(2, "a", "b")) == ("h", "h")
+    # Where the tensor that is read is another one: cast, or rounded.
+    mixed = keras.models.clone_model(gated, clone_function=in_float16)
+    assert compared(RelationalDistance(), mixed, gated) == ("h", "h")
+    for engine in ("native", "tfmot"):
+        quantized = quantize_aware(keras.models.clone_model(gated), engine=engine, calibration=data()[0])
+        assert [name.split("/")[-1] for name in compared(RelationalDistance(), quantized, gated)] == ["h", "h"]
 
 
 class TwoOfOneName(keras.Model):
