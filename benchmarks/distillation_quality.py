@@ -302,31 +302,31 @@ def work(options: Any) -> None:
 
 
 def table(options: Any) -> None:
-    """Mean and standard deviation; the last column says by how many spreads a method is above no teacher."""
+    """Mean and standard deviation of each method, and how far it is above no teacher and above keras.distillation."""
     rows = [line for line in lines(Path(options.file)) if "test" in line]
     for name in dict.fromkeys(line["task"] for line in rows):
         own = [line for line in rows if line["task"] == name]
-        by = {
-            m: np.array([100 * r["test"] for r in own if r["method"] == m])
-            for m in dict.fromkeys(r["method"] for r in own)
-        }
+        by: dict[str, dict[int, float]] = {line["method"]: {} for line in own}
+        for line in own:
+            by[line["method"]][line["seed"]] = 100 * line["test"]
         print(f"\n{name}: teacher {100 * own[0]['teacher']:.2f} %\n")
         print("| method | weight | seeds | test accuracy, % | above none | above keras |\n|---|---|---|---|---|---|")
-        for method, values in sorted(by.items(), key=lambda item: item[1].mean()):
+        for method, values in sorted(by.items(), key=lambda item: np.mean([*item[1].values()])):
             weight = next(r["weight"] for r in own if r["method"] == method)
+            mean, spread = np.mean([*values.values()]), np.std([*values.values()], ddof=len(values) > 1)
             print(
-                f"| {method} | {weight:g} | {len(values)} | {values.mean():.2f} +- {values.std(ddof=1):.2f} | "
+                f"| {method} | {weight:g} | {len(values)} | {mean:.2f} +- {spread:.2f} | "
                 f"{above(values, by.get('none'))} | {above(values, by.get('keras'))} |"
             )
 
 
-def above(values: np.ndarray, base: np.ndarray | None) -> str:
-    """Difference of the means, and whether it is larger than the spread 2 * sqrt(s1^2 / n + s2^2 / n)."""
-    if base is None or len(base) < 2 or values is base:
+def above(values: dict[int, float], base: dict[int, float] | None) -> str:
+    """Mean difference of runs from the same weights with the same batches, and its spread 2 s / sqrt(n)."""
+    differences = [values[seed] - base[seed] for seed in values if seed in base] if base else []
+    if len(differences) < 2 or values is base:
         return ""
-    spread = 2 * np.sqrt(values.var(ddof=1) / len(values) + base.var(ddof=1) / len(base))
-    difference = values.mean() - base.mean()
-    return f"{difference:+.2f} ({'more' if abs(difference) > spread else 'within'} the spread {spread:.2f})"
+    mean, spread = np.mean(differences), 2 * np.std(differences, ddof=1) / np.sqrt(len(differences))
+    return f"{mean:+.2f} ({'more than' if abs(mean) > spread else 'within'} the spread {spread:.2f})"
 
 
 def main() -> None:
