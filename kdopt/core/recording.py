@@ -44,19 +44,19 @@ class Recorded:
     Attributes:
         operation: The layer or `keras.ops` operation.
         output: What it returned; the first tensor of an attention or recurrent layer that returns several.
-        read: Its first argument.
         attention: What it compared, if it is a `MultiHeadAttention` or `GroupQueryAttention`.
         noted: Whether the model said so itself, by `note`.
         mask: Keras's mask of the output. `MultiHeadAttention` takes it off the tensors it reads; when the recording
             ends it is on the output again.
+        read: Its first argument.
     """
 
     operation: Any
     output: Any
-    read: Any = None
     attention: Attention | None = None
     noted: bool = False
     mask: Tensor | None = None
+    read: Any = None
 
     def restore_mask(self) -> None:
         """Puts the mask on the output, where it is no more."""
@@ -88,7 +88,7 @@ class Recording:
         if self.keeps(operation):
             if isinstance(output, list | tuple) and isinstance(operation, _WITH_MORE):
                 output = output[0]
-            self.calls.append(Recorded(operation, output, read, self._attention.pop(id(operation), None)))
+            self.calls.append(Recorded(operation, output, self._attention.pop(id(operation), None), read=read))
 
     def masked(self, operation: Any, mask: Any) -> None:
         own = self.of(operation)
