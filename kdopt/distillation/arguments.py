@@ -27,6 +27,11 @@ def _as_loss(item: Any) -> Any:
         return item
     if callable(item) and not isinstance(item, type | DISTILLATION_LOSSES.base | keras.losses.Loss):
         return FunctionLoss(item)
+    if isinstance(item, keras.losses.Loss):
+        raise TypeError(
+            f"{type(item).__name__} is a loss of labels and predictions. Give a function of both outputs, "
+            "`lambda teacher, student: ...`, or `keras.distillation.LogitsDistillation(loss=...)`."
+        )
     return DISTILLATION_LOSSES.get(item)
 
 
@@ -56,7 +61,7 @@ def as_teachers(teacher: Any, preprocessing: Callable[[Any], Any] | Any) -> list
             f"`teacher_preprocessing` holds {len(given)} entries for {len(items)} teachers; give one for each."
         )
     for one in given:
-        if one is not None and not callable(one):
+        if one is not None and (not callable(one) or isinstance(one, type)):
             raise TypeError(f"`teacher_preprocessing` must be a function or a layer; got {one!r}.")
     return [_as_teacher(item, function) for item, function in zip(items, given, strict=True)]
 

@@ -61,7 +61,9 @@ def distill_chain(
     if len(given) < 2:
         raise ValueError(f"A chain goes from a teacher to a student: two models or more; got {len(given)}.")
     if not callable(fit):
-        raise TypeError(f"`fit` must be a function that compiles and fits the Distiller it gets; got {fit!r}.")
+        raise TypeError(
+            f"`fit` must be a function that compiles and fits the Distiller it gets; got {type(fit).__name__}."
+        )
     for teacher, student in itertools.pairwise(given):  # what does not fit is told before the first link is trained
         check_models(student, ModelTeacher(teacher))
         if distill is None and student.built:

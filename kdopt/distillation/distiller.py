@@ -78,7 +78,7 @@ class Distiller(keras.Model):
         name: Defaults to `"distiller"`.
 
     A schedule is a `keras.optimizers.schedules.LearningRateSchedule`, or a function of the optimizer updates made so
-    far (an integer tensor) that returns a scalar.
+    far (a float32 tensor) that returns a scalar: `lambda step: keras.ops.maximum(0.1, 1 - step / 5000)`.
 
     Raises: ValueError, TypeError when models, losses or numbers do not fit together.
 

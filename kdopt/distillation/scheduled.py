@@ -19,7 +19,7 @@ _time = threading.local()
 
 @contextmanager
 def at_step(step: Any) -> Iterator[None]:
-    """Makes `now` give the values of this step, an integer tensor: the optimizer updates made so far."""
+    """Makes `now` give the values of this step: the optimizer updates made so far."""
     before = getattr(_time, "step", None)
     _time.step = step
     try:
@@ -33,7 +33,7 @@ def now(value: Scheduled) -> Any:
     if not callable(value):
         return value
     step = getattr(_time, "step", None)
-    return ops.cast(value(ops.cast(0 if step is None else step, "int64")), "float32")
+    return ops.cast(value(ops.cast(0 if step is None else step, "float32")), "float32")
 
 
 def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_positive, **options: Any) -> Scheduled:
@@ -42,7 +42,7 @@ def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_p
     Args:
         name: Of the argument, for messages.
         value: A number; a `keras.optimizers.schedules.LearningRateSchedule` or its config; or a function of the step
-            (an integer tensor, optimizer updates) that returns a scalar tensor.
+            (optimizer updates, a float32 tensor) that returns a scalar tensor.
         check: Function (name, value, **options) -> float.
 
     Raises: ValueError for a number that `check` refuses; for a schedule that has one at step 0, 1, 10, ... 100,000, or
@@ -52,24 +52,30 @@ def check_scheduled(name: str, value: Any, check: Callable[..., float] = check_p
         value = keras.saving.deserialize_keras_object(value)
     if not callable(value):
         return check(name, value, **options)
-    first = ops.convert_to_numpy(now(value))
-    if first.shape:
-        raise ValueError(f"`{name}`: a schedule returns a scalar for each step; {value!r} returns shape {first.shape}.")
-    _check_compiled(name, value)
+    shape = _compiled_shape(name, value)
+    if shape:
+        raise ValueError(f"`{name}`: a schedule returns a scalar for each step; {value!r} returns shape {shape}.")
     for step in (0, *(10**power for power in range(6))):
         with at_step(step):
-            check(f"{name} at step {step}", float(ops.convert_to_numpy(now(value))), **options)
+            found = float(ops.convert_to_numpy(now(value)))
+        try:
+            check(f"{name} at step {step}", found, **options)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Schedules are tried at steps up to 100,000, which a training may not reach: let it end, as "
+                "by `keras.ops.maximum(..., ...)`."
+            ) from None
     return value
 
 
-def _check_compiled(name: str, value: Schedule) -> None:
+def _compiled_shape(name: str, value: Schedule) -> tuple[int | None, ...]:
     try:
         traced = tf.function(lambda step: ops.cast(value(step), "float32"), autograph=False)
-        traced.get_concrete_function(tf.TensorSpec((), "int64"))
+        return tuple(traced.get_concrete_function(tf.TensorSpec((), "float32")).structured_outputs.shape)
     except Exception as error:
         raise ValueError(
             f"`{name}`: {value!r} cannot be computed inside the compiled step ({type(error).__name__}). A schedule "
-            "gets the updates made so far as an integer tensor: compute with it, as in "
+            "gets the updates made so far as a float32 tensor: compute with it, as in "
             "`lambda step: keras.ops.where(step < 1000, 1.0, 0.1)`, without `if`, `int` or `range` of Python, or take "
             "one of `keras.optimizers.schedules`."
         ) from error

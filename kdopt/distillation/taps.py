@@ -252,6 +252,16 @@ def _layer_at(index: int, model: keras.Model, role: str) -> Any:
     return layers[index]
 
 
+def unseen_attention(tapped: Tapped, role: str) -> str:
+    """Why an attention layer can be tapped as a feature only."""
+    return (
+        f"{tapped.name!r} of the {role} is an attention layer of a model that trains with rounding, in which its "
+        "queries, keys and values are not seen. Distill attention in float, before `quantize_aware`; then tap the "
+        "layer behind it."
+    )
+
+
+_ATTENDING = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _WITHOUT = {
     STAGES: "has no feature maps or sequences of floating-point numbers",
     EMBEDDING: "has no layer before its last one with weights",
@@ -260,6 +270,9 @@ _WITHOUT = {
 
 
 def _missing(tap: Any, tensors: Sequence[Tapped], model: keras.Model, role: str) -> str:
+    unseen = [tensor for tensor in tensors if isinstance(tensor.operation, _ATTENDING)]
+    if tap == ATTENTION and unseen:
+        return unseen_attention(unseen[-1], role)
     if isinstance(tap, str) and tap in _WITHOUT:
         return f"Nothing to tap for {tap!r}: the {role} {model.name!r} {_WITHOUT[tap]}."
     what = f"the regular expression {tap.pattern!r}" if isinstance(tap, re.Pattern) else f"{tap!r}"

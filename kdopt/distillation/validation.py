@@ -25,9 +25,11 @@ def check_models(student: Any, source: Any) -> None:
     if teacher is None and isinstance(source, SelfTeacher | TeacherCache):
         teacher = student
     for role, model in (("student", student), ("teacher", teacher)):
+        kind = type(model)
         if not isinstance(model, keras.Model):
             raise TypeError(
-                f"`{role}` must be a keras.Model (Keras 3); got {type(model).__module__}.{type(model).__name__}."
+                f"`{role}` must be a keras.Model (Keras 3); got "
+                + (f"the class {model.__name__}." if isinstance(model, type) else f"{kind.__module__}.{kind.__name__}.")
             )
         if isinstance(getattr(model, "student", None), keras.Model):
             raise TypeError(f"`{role}` is a Distiller, {model.name!r}: give its `student`, or its `teacher`.")
@@ -44,10 +46,18 @@ def check_models(student: Any, source: Any) -> None:
             "call it on a batch, if it has none)."
         )
     check_apart(student, teacher)
-    _check_inputs(student, source)
+    check_inputs(student, source)
 
 
-def _check_inputs(student: keras.Model, source: Any) -> None:
+def check_inputs(student: keras.Model, source: Any) -> None:
+    """Refuses a teacher that cannot read what it would get, as far as shapes are known.
+
+    Args:
+        student: The student.
+        source: `ModelTeacher`.
+
+    Raises: ValueError.
+    """
     ours, theirs = (getattr(model, "inputs", None) for model in (student, source.model))
     if not ours or not theirs:
         return  # not known: Keras checks it in the first step

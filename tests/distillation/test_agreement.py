@@ -191,6 +191,8 @@ def test_a_teacher_that_reads_something_else():
     p, q = softmax(theirs), softmax(ours)
     np.testing.assert_allclose(found.kl_nats, np.mean(np.sum(p * np.log(p / q), axis=-1)), rtol=1e-4)
     assert found.teacher_accuracy == np.mean(theirs.argmax(-1) == y)
+    with pytest.raises(ValueError, match=r"takes \(None, 6\). Give `teacher_preprocessing=`"):
+        agreement(teacher, student, (x[:, :3], y))
 
 
 def test_dicts_of_inputs_and_tokens():

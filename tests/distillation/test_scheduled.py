@@ -40,6 +40,14 @@ def test_weights_and_temperature_follow_the_updates():
         np.testing.assert_allclose(history["loss"][step], expected, rtol=1e-4)
 
 
+def test_a_ramp_as_one_writes_it():
+    distiller, x, y, _, _ = frozen(distillation_loss_weights=lambda step: keras.ops.maximum(0.1, 1 - step / 2))
+    history = distiller.fit(x, y, batch_size=16, epochs=3, verbose=0).history
+    np.testing.assert_allclose(history["soft_targets_weight"], [1.0, 0.5, 0.1], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"at step 1` .*got 0.0. Schedules are tried at steps up to 100,000.*maximum"):
+        check_scheduled("w", lambda step: 1.0 - step)
+
+
 def test_numbers_show_no_line_in_the_logs():
     distiller, x, y, _, _ = frozen()
     assert set(distiller.fit(x, y, verbose=0).history) == {"loss", "student_loss", "soft_targets_loss"}

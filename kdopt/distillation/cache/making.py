@@ -21,6 +21,7 @@ from kdopt.distillation.cache.samples import (
     batches_of,
     check_replayable,
     dtypes_of,
+    takes_seed,
     unpacked,
     views_of,
 )
@@ -137,8 +138,11 @@ def _flow(
     data: Any, augment: Augment | None, views: int, batch_size: int
 ) -> tuple[tf.data.Dataset, list[str], int | None]:
     """(views of the data in their order, dtypes of the inputs, number of samples: None if it is not known)."""
-    if augment is not None and not callable(augment):
-        raise TypeError(f"`augment` must be a function (x, seed) of one sample; got {augment!r}.")
+    if augment is not None and not takes_seed(augment):
+        raise TypeError(
+            "`augment` must be a function (x, seed) of one sample and of an int32 seed of shape (2,), such as "
+            f"`tf.image.stateless_random_flip_left_right`; got {augment!r}."
+        )
     if not isinstance(data, tf.data.Dataset):
         x, _ = as_arrays(data)
         if augment is not None:

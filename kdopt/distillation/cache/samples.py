@@ -1,5 +1,6 @@
 """Samples on their way to a teacher or a student: which they are, and the views that are made of them."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,19 @@ def batches_of(x: Any, batch_size: int) -> tf.data.Dataset:
         return (keras.tree.pack_sequence_as(x, parts),)
 
     return tf.data.Dataset.range(0, len(flat[0]), batch_size).map(batch)
+
+
+def takes_seed(augment: Any) -> bool:
+    """Whether it is a function of two arguments, and no layer, which draws by itself."""
+    if not callable(augment) or isinstance(augment, keras.layers.Layer | type):
+        return False
+    try:
+        inspect.signature(augment).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a builtin it is not known
+        return True
+    return True
 
 
 def check_replayable(data: tf.data.Dataset, augment: Augment) -> None:

@@ -15,8 +15,8 @@ from kdopt.distillation.comparing.calibration import Reliability, divergence, re
 from kdopt.distillation.comparing.corrupting import corruptions_for
 from kdopt.distillation.comparing.figure import plot_agreement
 from kdopt.distillation.comparing.samples import gathered
-from kdopt.distillation.teachers import Preprocessing
-from kdopt.distillation.validation import check_from_logits
+from kdopt.distillation.teachers import ModelTeacher, Preprocessing
+from kdopt.distillation.validation import check_from_logits, check_inputs
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ def agreement(
     """
     require_tensorflow("agreement")
     _check(teacher, student, activation)
+    check_inputs(student, ModelTeacher(teacher, teacher_preprocessing))
     check_integer("bins", bins)
     check_integer("batch_size", batch_size)
     given = severities if isinstance(severities, list | tuple) else [severities]

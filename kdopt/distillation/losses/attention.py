@@ -1,14 +1,17 @@
 """Where the teacher looks: activation-based attention."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
+from kdopt.core.notices import warn_user
 from kdopt.core.validation import check_one_of, check_positive
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.losses.feature import ChannelFreeLoss
 from kdopt.distillation.losses.hint import unit
-from kdopt.distillation.taps import Taps
+from kdopt.distillation.taps import Tapped, Taps
 
 _TINY = 1e-12
 _LEAST = 1e-30  # of a squared length: energies are squares themselves
@@ -64,6 +67,17 @@ class AttentionTransfer(ChannelFreeLoss):
         super().__init__(student_tap, teacher_tap, name=name)
         self.distance = check_one_of("distance", distance, ("mse", "kl"))
         self.power = check_positive("power", power)
+
+    def build(self, teacher: Sequence[Tapped], student: Sequence[Tapped]) -> None:
+        super().build(teacher, student)
+        normed = [
+            tap.name for tap in (*teacher, *student) if isinstance(tap.operation, keras.layers.LayerNormalization)
+        ]
+        if normed:
+            warn_user(
+                f"AttentionTransfer compares how much happens at each position, which {', '.join(map(repr, normed))} "
+                "has made the same everywhere (LayerNormalization). Tap what it reads."
+            )
 
     def compute_loss(self, teacher: Any, student: Any) -> Any:
         """Shape (batch,)."""

@@ -11,7 +11,7 @@ from kdopt.core.recording import Attention, Recorded
 from kdopt.core.validation import check_integer, check_one_of
 from kdopt.distillation.losses.base import DISTILLATION_LOSSES
 from kdopt.distillation.losses.feature import ChannelFreeLoss
-from kdopt.distillation.taps import Tapped, Taps
+from kdopt.distillation.taps import Tapped, Taps, unseen_attention
 
 _RELATIONS = ("scores", "values")
 _FAR = -1e9
@@ -83,6 +83,8 @@ class AttentionMapsKL(ChannelFreeLoss):
         ]
 
     def _check(self, role: str, tapped: Tapped) -> None:
+        if not tapped.attends and heads_of(tapped) is not None:
+            raise ValueError(unseen_attention(tapped, role))
         if not tapped.attends and (len(tapped.shape) != 4 or self.relations != ["scores"]):
             raise ValueError(
                 f"AttentionMapsKL compares MultiHeadAttention or GroupQueryAttention layers; {tapped.name!r} of the "

@@ -1,9 +1,14 @@
 """Attention by activations and neuron selectivity against NumPy, in float64, by loops over positions and channels."""
 
+import warnings
+
+import keras
 import numpy as np
 import pytest
 from bound_losses import assert_gradient, bound, computed, normal, values_of
+from keras import layers
 
+from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.attention import AttentionTransfer
 from kdopt.distillation.losses.selectivity import NST
 
@@ -38,6 +43,19 @@ def test_attention_transfer(shapes, distance, power):
     assert_gradient(
         lambda s: values_of(loss, teacher, s), lambda s: attention_oracle(teacher, s, distance, power), student
     )
+
+
+def test_attention_transfer_behind_a_normalization_is_warned_of():
+    def net(width):
+        inputs = keras.Input((4, 3))
+        x = layers.LayerNormalization(name="norm")(layers.Dense(width, name="dense")(inputs))
+        return keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling1D()(x)))
+
+    with pytest.warns(UserWarning, match="which 'norm', 'norm' has made the same everywhere"):
+        Distiller(student=net(4), teacher=net(8), distillation_losses=AttentionTransfer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Distiller(student=net(4), teacher=net(8), distillation_losses=AttentionTransfer("dense"))
 
 
 def test_attention_transfer_does_not_see_how_large_features_are():

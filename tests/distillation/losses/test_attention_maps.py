@@ -11,6 +11,7 @@ from kdopt.core.recording import recording
 from kdopt.distillation.distiller import Distiller
 from kdopt.distillation.losses.attention_maps import AttentionMapsKL
 from kdopt.distillation.losses.hint import Hint
+from kdopt.quantization import quantize_aware
 
 TOKENS = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0], [2, 0, 0, 0, 0]])
 EVERYWHERE = np.ones((3, 5, 5), bool)
@@ -240,6 +241,20 @@ def test_heads_are_compared_at_construction():
     with pytest.raises(ValueError, match="compares values head by head: .* 2 heads of 3, .* of the student 3 of 3"):
         distill(*nets)
     distill(*nets, relations="scores")
+
+
+@pytest.mark.parametrize("tap", ["attention", "attend"])
+def test_attention_in_a_model_that_trains_with_rounding(tap):
+    def net():
+        inputs = keras.Input((5, 4))
+        x = layers.MultiHeadAttention(2, 2, name="attend")(inputs, inputs)
+        return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+
+    x = normal(4, 5, 4)
+    student = quantize_aware(net(), engine="native", calibration=x)
+    distiller = Distiller(student=student, teacher=net(), distillation_losses=AttentionMapsKL(tap, "attend"))
+    with pytest.raises(ValueError, match="'.*attend' of the student is an attention layer of a model that trains with"):
+        distiller(x)
 
 
 def test_minilm_of_equal_nets_is_zero_and_of_others_the_oracle():
