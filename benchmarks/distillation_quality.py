@@ -6,9 +6,9 @@
 
 A student with a third of the teacher's channels is trained on labels and teacher with equal epochs, batches, images and
 learning rates for every method; the teacher is trained once a task. `--tune` trains each method with a few weights on
-the split of seed 100 and keeps what is best on its validation images, for keras.distillation too (cifar10 and digits take what
-fashion_mnist found); the runs with seeds 0, 1, ... take these and read the test images once, and with them the two or
-three losses together that were best on the validation images, and what `recommend` proposes.
+the split of seed 100 and keeps what is best on its validation images, for keras.distillation too (cifar10 and digits
+take what fashion_mnist found); the runs with seeds 0, 1, ... take these and read the test images once, and with them
+the two or three losses together that were best on the validation images, and what `recommend` proposes.
 Every run adds a line to `--file`; runs that are there already are left out, so the same command resumes.
 
 fashion_mnist   ResNet8 of widths 24 and 8, its stem with strides of 2; 6,000 of its images to train, 5,000 to
