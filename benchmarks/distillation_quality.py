@@ -48,6 +48,7 @@ class Task:
         net: Function (size) -> model with class logits; size "teacher" or "student".
         epochs: Of the student; the teacher has twice as many.
         mirror: Whether images are mirrored at random.
+        batch: Size of a batch.
         compiled: Whether XLA compiles the step: faster for transformers, slower for convolutions on a CPU.
         tap: Of the last stage of both models.
         tuned_on: Another task whose weights and pair it takes; None: its own.
@@ -57,6 +58,7 @@ class Task:
     net: Callable[[str], keras.Model]
     epochs: int
     mirror: bool = False
+    batch: int = 128
     compiled: bool = False
     tap: str = "stage_2"
     tuned_on: str | None = None
@@ -151,7 +153,7 @@ def sequence(folder: Path, seed: int) -> tuple[Split, Split, Split]:
 TASKS = {
     "fashion_mnist": Task(fashion_mnist, resnet8((28, 28, 1)), 12),
     "cifar10": Task(cifar10, resnet8((32, 32, 3)), 8, mirror=True, tuned_on="fashion_mnist"),
-    "digits": Task(digits, ds_cnn, 15, tuned_on="fashion_mnist"),
+    "digits": Task(digits, ds_cnn, 20, batch=32, tuned_on="fashion_mnist"),
     "sequence": Task(sequence, transformer, 12, compiled=True),
 }
 
@@ -189,10 +191,12 @@ def methods_of(name: str) -> dict[str, tuple[list[float], Callable[[float, Task]
 
 
 def train(model: keras.Model, data: Split, task: Task, epochs: int, seed: int) -> None:
-    """Adam with cosine decay from 2e-3, batches of 128."""
+    """Adam with cosine decay from 2e-3."""
     x, y = data
     keras.utils.set_random_seed(seed)
-    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed).batch(128, drop_remainder=True)
+    batches = (
+        tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed).batch(task.batch, drop_remainder=True)
+    )
     if task.mirror:
         flips = tf.random.Generator.from_seed(seed)
 
@@ -201,7 +205,7 @@ def train(model: keras.Model, data: Split, task: Task, epochs: int, seed: int) -
             return tf.where(flip, images[:, :, ::-1], images), labels
 
         batches = batches.map(mirrored)
-    rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * (len(x) // 128))
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * (len(x) // task.batch))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(rate), loss=loss, metrics=["accuracy"], jit_compile=task.compiled)
     model.fit(batches.prefetch(2), epochs=epochs, shuffle=False, verbose=0)
