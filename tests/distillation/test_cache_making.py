@@ -68,14 +68,14 @@ def test_a_killed_run_goes_on_at_the_first_missing_shard(tmp_path, form):
         TeacherCache.open(tmp_path)
     asked = Asked()
     make(tmp_path, given=given, asked=asked)
-    assert sum(asked.samples) == 64 - 30
+    assert sum(asked.samples) == 4 + 64 - 30  # the first batch, to see whether the teacher answers as it did
     whole = tmp_path / "whole"
     make(whole, given=given)
     np.testing.assert_allclose(logits_in(tmp_path), logits_in(whole), rtol=1e-6)
     assert not list(tmp_path.glob(".*"))
     asked = Asked()
     make(tmp_path, given=given, asked=asked)
-    assert asked.samples == []
+    assert asked.samples == [4]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
@@ -93,7 +93,7 @@ def test_a_damaged_shard_is_found_and_made_again_alone(tmp_path, damage):
         TeacherCache.open(tmp_path)
     asked = Asked()
     make(tmp_path, asked=asked)
-    assert asked.samples == [2, 4, 4]  # samples 30 to 39, in the batches from 28 on
+    assert asked.samples == [4, 2, 4, 4]  # the first batch, samples 30 to 39, in the batches from 28 on
     np.testing.assert_allclose(logits_in(tmp_path), before, rtol=1e-6)
     TeacherCache.open(tmp_path)
 
@@ -105,13 +105,37 @@ def test_a_whole_shard_between_damaged_ones_stays(tmp_path):
         (tmp_path / f"shard-{number:05d}.npy").write_bytes(b"")
     asked = Asked()
     make(tmp_path, asked=asked, batch_size=32)
-    assert asked.samples == [22, 8]  # samples 10 to 31 in one go, though 20 to 29 are there
+    assert asked.samples == [32, 22, 8]  # the first batch, samples 10 to 31 in one go, though 20 to 29 are there
     for name, content in before.items():
         if name in ("shard-00001.npy", "shard-00003.npy"):
             rows = [np.load(file)["output_0"] for file in (io.BytesIO(content), tmp_path / name)]
             np.testing.assert_allclose(*rows, rtol=1e-6)
         else:
             assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_function_of_the_same_name_that_does_something_else(tmp_path):
+    def times(factor):
+        return lambda x: factor * x
+
+    made = cache_teacher(mlp(2), X, tmp_path, preprocessing=times(1.0), shard_bytes=SHARD, verbose=0)
+    again = cache_teacher(mlp(2), X, tmp_path, preprocessing=times(1.0001), shard_bytes=SHARD, verbose=0)
+    assert again.size_bytes == made.size_bytes
+    before = logits_in(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"output_0: by .* of its largest.*another `preprocessing` function"
+    ):
+        cache_teacher(mlp(2), X, tmp_path, preprocessing=times(1.5), shard_bytes=SHARD, verbose=0)
+    np.testing.assert_array_equal(logits_in(tmp_path), before)
+    cache_teacher(mlp(2), X, tmp_path, preprocessing=times(1.5), shard_bytes=SHARD, verbose=0, overwrite=True)
+
+
+def test_a_teacher_that_draws_anew_each_time_is_no_other_teacher(tmp_path):
+    def noisy(x):
+        return x + tf.random.normal(tf.shape(x))
+
+    for _ in range(2):
+        cache_teacher(mlp(2), X, tmp_path, preprocessing=noisy, verbose=0)
 
 
 def test_a_damaged_manifest(tmp_path):
@@ -176,7 +200,7 @@ def test_the_same_net_built_again_is_the_same_teacher(tmp_path):
     make(tmp_path, first)
     asked = Asked()
     make(tmp_path, second, asked=asked)
-    assert asked.samples == []
+    assert asked.samples == [4]
     assert TeacherCache.open(tmp_path, second, asked).model is second
     second.layers[1].bias.assign_add([1e-7] * 8)
     with pytest.raises(ValueError, match=r"made with another teacher"):

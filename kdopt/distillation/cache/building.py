@@ -13,6 +13,7 @@ from kdopt.distillation.cache.manifest import Manifest
 from kdopt.distillation.cache.shards import PRINT, Field, row_type, shard_name, write_shard
 
 SHARD_SAMPLES = 4096  # at most, so that little is lost where the rows of a slow teacher are small
+TOLERANCE = 0.02  # of the largest number: what float16 and another machine may change
 
 
 class Making:
@@ -66,6 +67,8 @@ class Making:
         for number, low, high in parts:
             if number in manifest.shards:
                 self._compare(number, prints[low:high], self.done + low - number * per)
+        if self.done == 0 and 0 in manifest.shards:
+            self._ask_again(seen, prints)
         if missing:
             low, high = missing[0][0], missing[-1][1]
             rows = first if first is not None else self._rows(_cut(seen, low, high, size), prints[low:high])
@@ -159,6 +162,30 @@ class Making:
                 "must come in the same order and without random changes (shuffle after joining; pass `augment=`). For "
                 "other data give another path, or `overwrite=True`."
             )
+
+    def _ask_again(self, seen: tuple[Any, ...], prints: np.ndarray) -> None:
+        """Refuses a teacher that answers the first batch otherwise: its code or its `preprocessing` has changed."""
+        rows = self._rows(seen, prints)
+        there = np.load(self._folder / shard_name(0), mmap_mode="r", allow_pickle=False)[: len(rows)]
+        rows = rows[: len(there)]
+        unlike = _differs(there, rows)
+        # A teacher that draws anew each time answers for all its draws.
+        if unlike and not _differs(self._rows(seen, prints)[: len(rows)], rows):
+            raise ValueError(
+                f"The teacher answers the first batch otherwise than the cache in {str(self._folder)!r} holds it "
+                f"({unlike}), by the same weights: another `preprocessing` function of the same name, or changed code "
+                "of a layer. Give another path, or `overwrite=True`."
+            )
+
+
+def _differs(one: np.ndarray, other: np.ndarray) -> str:
+    """The first column in which rows differ by more than rounding, and by how much; empty if none does."""
+    for name in one.dtype.names or ():
+        a, b = one[name].astype("float64"), other[name].astype("float64")
+        change = float(np.abs(a - b).max(initial=0)) / max(float(np.abs(a).max(initial=0)), 1e-12)
+        if name != PRINT and not change <= TOLERANCE:
+            return f"{name}: by {100 * change:.3g} % of its largest number"
+    return ""
 
 
 def _parts(start: int, size: int, per: int) -> list[tuple[int, int, int]]:

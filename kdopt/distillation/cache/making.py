@@ -54,7 +54,8 @@ def cache_teacher(
     `Distiller(student=..., teacher=cache)` then trains on `cache.join(data)` without running the teacher. A run that
     was killed goes on where it stopped when it is called again with the same arguments; shards that are missing or
     damaged by then are made again, and only these. All data flow by once, also when the cache is complete: they must
-    be the same as before. `TeacherCache.open` opens a complete cache without looking at data.
+    be the same as before, and so must the teacher's answers to the first batch. `TeacherCache.open` opens a complete
+    cache without looking at data.
 
     Args:
         teacher: Built (trained) `keras.Model`.
