@@ -58,7 +58,7 @@ class OutputPair:
             if kind is None:
                 raise ValueError(
                     f"Cannot tell whether output {self.name!r} of the {role} holds logits or probabilities: its last "
-                    f"operation is not known. Pass `Distiller(..., from_logits=True)` (or False, or a dict such as "
+                    f"operation is not known. Pass `from_logits=True` (or False, or a dict such as "
                     f'{{"{role}": True}}), or give the model an attribute `output_activation`: "linear", "softmax" or '
                     f'"sigmoid".'
                 )
@@ -85,7 +85,7 @@ class OutputPair:
             return SIGMOID
         raise ValueError(
             f"Output {self.name!r} has one linear unit: a binary logit or a regression? For a binary logit pass "
-            '`SoftTargets(activation="sigmoid")` or `Distiller(..., from_logits=True)`; for a regression choose the '
+            '`SoftTargets(activation="sigmoid")` or `from_logits=True`; for a regression choose the '
             "outputs to distill with `SoftTargets(output=...)`."
         )
 

@@ -17,7 +17,7 @@ from kdopt.distillation.losses.relational import RelationalDistance
 from kdopt.distillation.outputs import OutputPair, pair_outputs, symbolic_outputs
 from kdopt.distillation.taps import Tapped, embedding, last_attention, stages, tensors_of
 from kdopt.distillation.teachers import ModelTeacher, Preprocessing, symbolic_inputs
-from kdopt.distillation.validation import check_models
+from kdopt.distillation.validation import check_from_logits, check_models
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,11 @@ class Recommendation:
 
 
 def recommend(
-    teacher: keras.Model, student: keras.Model, *, teacher_preprocessing: Preprocessing | None = None
+    teacher: keras.Model,
+    student: keras.Model,
+    *,
+    teacher_preprocessing: Preprocessing | None = None,
+    from_logits: bool | dict[str, bool] | None = None,
 ) -> Recommendation:
     """Proposes losses, taps and projectors by what the two models have in common.
 
@@ -85,10 +89,13 @@ def recommend(
         teacher, student: Built models with known inputs.
         teacher_preprocessing: What makes the teacher's input of the student's, as in `Distiller`. Defaults to `None`:
             the same input.
+        from_logits: Whether the models return logits, as in `Distiller`, which needs it too then. Defaults to `None`:
+            read from their last activation.
 
     Returns: a `Recommendation`; `Distiller(student=student, teacher=teacher, distillation_losses=r.losses,
         distillation_loss_weights=r.weights)` takes it.
-    Raises: ValueError for models that cannot be teacher and student, or whose inputs are not known.
+    Raises: ValueError for models that cannot be teacher and student, or whose inputs are not known; TypeError for
+        another `from_logits`.
 
     Example:
     ```
@@ -107,8 +114,8 @@ def recommend(
             "`recommend` compares the layers of two models with known inputs and outputs: Functional, or Sequential "
             "with an Input."
         )
-    nothing: dict[str, bool | None] = {"student": None, "teacher": None}
-    pairs = pair_outputs(student, symbolic_outputs(student), source.outputs(), source.kinds(), nothing)
+    told = check_from_logits(from_logits)
+    pairs = pair_outputs(student, symbolic_outputs(student), source.outputs(), source.kinds(), told)
     proposals = [proposal for pair in pairs for proposal in _of_output(pair, len(pairs))]
     skipped: list[str] = []
     ours, theirs = tensors_of(student, inputs), source.tensors(inputs)

@@ -122,9 +122,7 @@ def test_a_function_of_the_same_name_that_does_something_else(tmp_path):
     again = cache_teacher(mlp(2), X, tmp_path, preprocessing=times(1.0001), shard_bytes=SHARD, verbose=0)
     assert again.size_bytes == made.size_bytes
     before = logits_in(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"output_0: by .* of its largest.*another `preprocessing` function"
-    ):
+    with pytest.raises(ValueError, match=r"output_0: by .* of its largest.*another `preprocessing` function"):
         cache_teacher(mlp(2), X, tmp_path, preprocessing=times(1.5), shard_bytes=SHARD, verbose=0)
     np.testing.assert_array_equal(logits_in(tmp_path), before)
     cache_teacher(mlp(2), X, tmp_path, preprocessing=times(1.5), shard_bytes=SHARD, verbose=0, overwrite=True)

@@ -48,6 +48,21 @@ def test_stages_of_other_resolutions_are_left_out_and_said():
     assert "left out: Hint, AttentionTransfer: no map of the student is as large" in str(found)
 
 
+def test_outputs_whose_activation_is_not_known():
+    def cut(width):
+        model = mlp(width)
+        return keras.Model(model.inputs, layers.Lambda(lambda y: 2 * y)(model.outputs[0]))
+
+    teacher, student = cut(8), cut(4)
+    with pytest.raises(ValueError, match="from_logits=True"):
+        recommend(teacher, student)
+    found = recommend(teacher, student, from_logits=True)
+    assert found.losses[0].activation == "softmax"
+    Distiller(student=student, teacher=teacher, distillation_losses=found.losses, from_logits=True)
+    with pytest.raises(TypeError, match=r"`from_logits` must be True, False"):
+        recommend(teacher, student, from_logits="yes")
+
+
 def test_a_teacher_that_reads_larger_images():
     larger, student = conv_net(8, side=32, strides=(2, 2)), conv_net(4)
     with pytest.raises(ValueError, match="Give `teacher_preprocessing=`"):
