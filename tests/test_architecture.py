@@ -25,6 +25,20 @@ FLOORS = {
     "cli": 6,
     "__main__": 7,
 }
+EXPORT_FLOORS = {
+    "errors": 0,
+    "files": 0,
+    "silence": 0,
+    "precisions": 0,
+    "tflite": 1,
+    "sources": 2,
+    "proof": 3,
+    "conversion": 4,
+    "hardware": 5,
+    "app": 5,
+    "cli": 6,
+    "__main__": 7,
+}
 HEAVY = ("tf_keras", "tensorflow_model_optimization", "optuna", "ray", "matplotlib")
 LIVE_ATTRIBUTES = ("train_function", "make_train_function", "constraint", "regularizer")
 
@@ -41,28 +55,32 @@ def imports(tree):
 
 
 def floor_of(module):
-    """(part, floor) of a dotted kdopt module."""
-    part = module.split(".")[1] if "." in module else "__init__"
-    return part, FLOORS.get(part)
+    """(part, floor) of a dotted module of kdopt or tflite_export."""
+    package, _, rest = module.partition(".")
+    part = rest.split(".")[0] or "__init__"
+    return part, (EXPORT_FLOORS if package == "tflite_export" else FLOORS).get(part)
 
 
 def imports_go_down(path, tree):
     parts = Path(path).with_suffix("").parts
-    if parts[0] == "tflite_export":
-        for module, _, line, _ in imports(tree):
-            if module.split(".")[0] == "kdopt":
-                yield f"{path}:{line}: tflite_export must not import {module}"
-        return
+    package = parts[0]
     here, floor = floor_of(".".join(parts[:2])) if len(parts) > 1 else ("__init__", None)
     if here == "__init__":
         return
     if floor is None:
         yield f"{path}: {here!r} has no floor"
         return
-    for module, _, line, _ in imports(tree):
-        if module.split(".")[0] == "tflite_export" and here != "pipeline":
+    for module, names, line, _ in imports(tree):
+        if module.split(".")[0] == "kdopt" and package == "tflite_export":
+            yield f"{path}:{line}: tflite_export must not import {module}"
+        if module.split(".")[0] == "tflite_export" and package == "kdopt" and here != "pipeline":
             yield f"{path}:{line}: only kdopt/pipeline may import tflite_export"
-        if module.split(".")[0] != "kdopt" or module == "kdopt":
+        if module.split(".")[0] != package:
+            continue
+        if module == package:
+            others = [floor_of(f"{package}.{name}") for name in names]
+            if package == "tflite_export" and any(other is not None and other > floor for _, other in others):
+                yield f"{path}:{line}: {here} (floor {floor}) must not import {', '.join(names)} of {package}"
             continue
         there, other = floor_of(module)
         if other is None or other > floor or (other == floor and there != here):
@@ -183,7 +201,18 @@ PLANTED = {
         "from tflite_export.convert import convert",
         "only kdopt/pipeline",
     ),
-    "exporter imports us": ("tflite_export/a.py", "import kdopt.core.files", "tflite_export must not import kdopt"),
+    "exporter upward": (
+        "tflite_export/tflite/a.py",
+        "from tflite_export.proof.model import TFLiteModel",
+        "tflite (floor 1) must not import tflite_export.proof.model (floor 3)",
+    ),
+    "exporter upward by name": (
+        "tflite_export/sources/a.py",
+        "from tflite_export import cli",
+        "must not import cli of",
+    ),
+    "exporter without a floor": ("tflite_export/stuff/a.py", "x = 1", "'stuff' has no floor"),
+    "exporter imports us": ("tflite_export/app/a.py", "import kdopt.core.files", "tflite_export must not import kdopt"),
     "relative": ("kdopt/core/a.py", "from . import files", "relative import"),
     "from a package": (
         "kdopt/pipeline/a.py",

@@ -15,14 +15,14 @@ from typing import Any
 # No module may be called like one of these names: importing it would put the module in the function's place.
 _HOME = {
     "ConversionError": "tflite_export.errors",
-    "Latency": "tflite_export.latency",
-    "OutputCheck": "tflite_export.verification",
-    "TFLiteModel": "tflite_export.model",
-    "TensorInfo": "tflite_export.model",
-    "Verification": "tflite_export.verification",
-    "benchmark": "tflite_export.latency",
-    "convert": "tflite_export.conversion",
-    "verify": "tflite_export.verification",
+    "Latency": "tflite_export.proof.latency",
+    "OutputCheck": "tflite_export.proof.verification",
+    "TFLiteModel": "tflite_export.proof.model",
+    "TensorInfo": "tflite_export.proof.model",
+    "Verification": "tflite_export.proof.verification",
+    "benchmark": "tflite_export.proof.latency",
+    "convert": "tflite_export.conversion.convert",
+    "verify": "tflite_export.proof.verification",
 }
 
 __all__ = sorted(_HOME)

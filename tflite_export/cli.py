@@ -104,9 +104,9 @@ def _convert(options: argparse.Namespace) -> int:
     if output.is_dir():
         raise ValueError(f"--output {str(output)!r} is a folder; give a file name.")
     data = None if options.calibration is None else read_npz(options.calibration)
-    from tflite_export.conversion import convert
+    from tflite_export.conversion.convert import convert
     from tflite_export.silence import silenced
-    from tflite_export.sources import resolve
+    from tflite_export.sources.resolve import resolve
 
     with silenced(options.verbose):
         source = resolve(options.model)
@@ -120,10 +120,10 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     data = read_npz(options.data)
-    from tflite_export.model import TFLiteModel
+    from tflite_export.proof.model import TFLiteModel
+    from tflite_export.proof.verification import verify
     from tflite_export.silence import silenced
-    from tflite_export.sources import resolve
-    from tflite_export.verification import verify
+    from tflite_export.sources.resolve import resolve
 
     file = TFLiteModel.load(options.tflite)
     with silenced():
@@ -134,7 +134,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from tflite_export.latency import benchmark
+    from tflite_export.proof.latency import benchmark
 
     print(benchmark(options.tflite, options.threads, seconds=options.seconds))
     return 0

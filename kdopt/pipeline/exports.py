@@ -11,10 +11,10 @@ from kdopt.core import measure
 from kdopt.pipeline.datasets import Pair
 from kdopt.pruning.robustness import robustness
 from kdopt.reports.record import Variant
-from tflite_export.conversion import convert
-from tflite_export.latency import benchmark
-from tflite_export.model import TFLiteModel
-from tflite_export.verification import verify
+from tflite_export.conversion.convert import convert
+from tflite_export.proof.latency import benchmark
+from tflite_export.proof.model import TFLiteModel
+from tflite_export.proof.verification import verify
 
 _ROUNDS, _ROUND_SECONDS = 5, 0.3
 

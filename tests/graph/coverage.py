@@ -64,6 +64,6 @@ def exported(model, precision, samples=32):
 
 def dict_of(model, x):
     """Arrays by the names that the exporter gives the inputs, in its order."""
-    from tflite_export.sources import resolve
+    from tflite_export.sources.resolve import resolve
 
     return dict(zip(resolve(model).inputs, keras.tree.flatten(x), strict=True))

@@ -9,7 +9,8 @@ from kdopt.distillation import Distiller, losses
 from kdopt.pruning import GradualPruning
 from kdopt.quantization import quantize_aware
 from kdopt.schedules import Polynomial
-from tflite_export import convert, inspect
+from tflite_export import convert
+from tflite_export.tflite import records
 
 X = np.random.default_rng(0).normal(size=(64, 8, 8, 2)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 64)
@@ -84,7 +85,7 @@ def test_one_fit_prunes_distills_and_quantizes():
     assert file.calibrated == ()
     sizes = {int(np.prod(kernel.shape)): kernel for kernel in kernels}
     stored = [
-        t for t in inspect.tensors(file.content) if t.data is not None and t.dtype == "int8" and t.data.size in sizes
+        t for t in records.tensors(file.content) if t.data is not None and t.dtype == "int8" and t.data.size in sizes
     ]
     assert len(stored) == 3
     for tensor in stored:

@@ -9,9 +9,9 @@ from qat_nets import inputs_of
 
 import tflite_export
 from kdopt.quantization import quantize_aware
-from tflite_export import inspect
-from tflite_export.runtime import dequantize, quantize
-from tflite_export.sources import resolve
+from tflite_export.proof.runtime import dequantize, quantize
+from tflite_export.sources.resolve import resolve
+from tflite_export.tflite import records
 
 
 def record(model, engine, plain=None, samples=8):
@@ -37,7 +37,7 @@ def record(model, engine, plain=None, samples=8):
         done["export"] = time.perf_counter() - start
     except (TypeError, ValueError, RuntimeError, tflite_export.ConversionError) as refusal:
         return {**done, "failed": f"{type(refusal).__name__}: {refusal}"}
-    done["float"] = sum(op.is_float for op in inspect.ops(file.content))
+    done["float"] = sum(op.is_float for op in records.ops(file.content))
     done["calibrated"] = file.calibrated
     done |= compared(qat, file.content, inputs_of(model, 3, samples))
     own = operations(file.content)
@@ -95,7 +95,7 @@ def dict_of(model, x):
 
 
 def operations(content):
-    return Counter(op.name for op in inspect.ops(content))
+    return Counter(op.name for op in records.ops(content))
 
 
 def interpreter(content, xnnpack=True):

@@ -10,7 +10,7 @@ from keras import ops
 
 import tflite_export
 from kdopt.quantization import quantize_aware
-from tflite_export import inspect
+from tflite_export.tflite import records
 
 X = np.random.default_rng(5).normal(0.2, 1.0, (32, 8, 8, 2)).astype("float32")
 
@@ -47,7 +47,7 @@ def halves(x):
 
 
 def operations(file):
-    return Counter(op.name for op in inspect.ops(file.content))
+    return Counter(op.name for op in records.ops(file.content))
 
 
 @pytest.mark.parametrize("build", [skips, pair, gate, halves])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export import calibration
-from tflite_export.protocol import InputSpec
+from tflite_export.sources import samples
+from tflite_export.sources.protocol import InputSpec
 
 ONE = {"x": InputSpec((None, 3), "float32")}
 TWO = {"a": InputSpec((None, 3), "float32"), "b": InputSpec((None, 2), "int32")}
@@ -35,18 +35,18 @@ class _PyDataset:
     ],
 )
 def test_forms_of_one_input(form):
-    np.testing.assert_array_equal(calibration.read(ONE, form)["x"], X)
-    assert calibration.read(ONE, form)["x"].dtype == np.float32
+    np.testing.assert_array_equal(samples.read(ONE, form)["x"], X)
+    assert samples.read(ONE, form)["x"].dtype == np.float32
 
 
 @pytest.mark.parametrize("batch", [X[:2], (X[:2],), (X[:2], "y"), (X[:2], "y", "w"), [X[:2]], {"x": X[:2]}])
 def test_forms_of_a_batch(batch):
-    np.testing.assert_array_equal(calibration.read(ONE, iter([batch, batch]))["x"], np.concatenate([X[:2]] * 2))
+    np.testing.assert_array_equal(samples.read(ONE, iter([batch, batch]))["x"], np.concatenate([X[:2]] * 2))
 
 
 @pytest.mark.parametrize("form", [[X, B], (X, B), {"b": B, "a": X}, iter([([X, B], 0)]), iter([((X, B), 0)])])
 def test_forms_of_two_inputs(form):
-    found = calibration.read(TWO, form)
+    found = samples.read(TWO, form)
     assert list(found) == ["a", "b"]
     np.testing.assert_array_equal(found["a"], X)
     np.testing.assert_array_equal(found["b"], B)
@@ -56,15 +56,15 @@ def test_tf_data():
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices((X, np.zeros(4))).batch(3)
-    np.testing.assert_array_equal(calibration.read(ONE, data)["x"], X)
+    np.testing.assert_array_equal(samples.read(ONE, data)["x"], X)
     unbatched = tf.data.Dataset.from_tensor_slices(X)
     with pytest.raises(ValueError, match=r"expected shape \(n, 3\); got \(3,\). The batch dimension is missing"):
-        calibration.read(ONE, unbatched)
+        samples.read(ONE, unbatched)
 
 
 def test_limit_spreads_over_arrays_and_stops_generators():
     many = np.arange(300, dtype="float32").reshape(100, 3)
-    chosen = calibration.read(ONE, many, limit=5)["x"][:, 0] / 3
+    chosen = samples.read(ONE, many, limit=5)["x"][:, 0] / 3
     np.testing.assert_array_equal(chosen, [0, 24, 49, 74, 99])
     drawn = []
 
@@ -73,12 +73,12 @@ def test_limit_spreads_over_arrays_and_stops_generators():
             drawn.append(1)
             yield X[:2]
 
-    assert calibration.read(ONE, endless(), limit=5)["x"].shape == (5, 3)
+    assert samples.read(ONE, endless(), limit=5)["x"].shape == (5, 3)
     assert len(drawn) == 3
 
 
 def test_groups_fill_the_last_batch():
-    batches = [batch["x"][:, 0].tolist() for batch in calibration.groups({"x": X}, 3)]
+    batches = [batch["x"][:, 0].tolist() for batch in samples.groups({"x": X}, 3)]
     assert batches == [[0, 3, 6], [9, 0, 3]]
 
 
@@ -111,20 +111,20 @@ def test_groups_fill_the_last_batch():
 )
 def test_bad_data(inputs, data, message):
     with pytest.raises(ValueError, match=message):
-        calibration.read(inputs, data)
+        samples.read(inputs, data)
 
 
 @pytest.mark.parametrize("data", [3, "data.npz", b"x", iter(["x"]), iter([None])])
 def test_not_data_at_all(data):
     with pytest.raises(TypeError, match="an array"):
-        calibration.read(ONE, data)
+        samples.read(ONE, data)
 
 
 def test_bad_data_is_refused_before_conversion(dense, monkeypatch):
     def never(*_):
         raise AssertionError("converted")
 
-    monkeypatch.setattr("tflite_export.conversion._traced", never)
+    monkeypatch.setattr("tflite_export.conversion.convert._traced", never)
     with pytest.raises(ValueError, match="NaN"):
         tflite_export.convert(dense, "int8", np.full((5, 12), np.nan))
     with pytest.raises(ValueError, match="NaN"):  # also where it would only check the file

@@ -115,7 +115,7 @@ def test_help_is_light():
 
 
 def test_package_face():
-    assert tflite_export.convert.__module__ == "tflite_export.conversion"
+    assert tflite_export.convert.__module__ == "tflite_export.conversion.convert"
     assert set(tflite_export.__all__) <= set(dir(tflite_export))
     for name in tflite_export.__all__:
         assert getattr(tflite_export, name).__name__ == name

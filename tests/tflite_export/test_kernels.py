@@ -6,9 +6,9 @@ import pytest
 from keras import layers as L
 
 import tflite_export
-from tflite_export import flatbuffer, inspect, kernels
 from tflite_export.errors import ConversionError
-from tflite_export.objects import FileObjects, packed_4_bits
+from tflite_export.tflite import flatbuffer, kernels, records
+from tflite_export.tflite.objects import FileObjects, packed_4_bits
 
 X = np.random.default_rng(1).normal(size=(16, 8, 8, 2)).astype("float32")
 
@@ -45,7 +45,7 @@ def rounded(model):
 def test_weights_alone_are_the_model_with_rounded_kernels(model):
     file = tflite_export.convert(model, "int8_weights")
     np.testing.assert_allclose(file.predict(X), rounded(model).predict(X, verbose=0), atol=1e-5)
-    assert not any(op.inputs[1].data is not None for op in inspect.ops(file.content) if op.name == "CONV_2D")
+    assert not any(op.inputs[1].data is not None for op in records.ops(file.content) if op.name == "CONV_2D")
     whole = tflite_export.convert(model, "float32")
     kernels_bytes = sum(np.asarray(layer.kernel).size for layer in model.layers if layer.weights)
     assert file.size_bytes < whole.size_bytes - 3 * kernels_bytes + 4000

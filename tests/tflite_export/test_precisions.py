@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export import inspect, precisions
+from tflite_export import precisions
+from tflite_export.tflite import records
 
 
 def _affine_grid(low, high):
@@ -28,7 +29,7 @@ def test_int8_dense_equals_integer_arithmetic(dense):
         assert info.scale == pytest.approx(scale, rel=1e-5)
         assert info.zero_point == zero_point
 
-    (op,) = [op for op in inspect.ops(file.content) if op.name == "FULLY_CONNECTED"]
+    (op,) = [op for op in records.ops(file.content) if op.name == "FULLY_CONNECTED"]
     _, weights, biases = op.inputs
     scales = np.abs(kernel).max(axis=0) / 127
     np.testing.assert_allclose(weights.scales, scales, rtol=1e-5)
@@ -50,12 +51,12 @@ def test_float_io_precisions_stay_near_keras(convnet, images, precision, limit):
     for name, expected in zip(("zebra", "ant"), convnet.predict(images, verbose=0), strict=True):
         assert np.abs(found[name] - expected).max() <= limit * np.abs(expected).max()
     assert file.precision == precision
-    assert inspect.precision_of(file.content) in (precision, "float32")  # too small a kernel is not quantized
+    assert records.precision_of(file.content) in (precision, "float32")  # too small a kernel is not quantized
 
 
 def test_float16_stores_rounded_weights(dense):
     file = tflite_export.convert(dense, "float16")
-    halves = [t.data for t in inspect.tensors(file.content) if t.dtype == "float16" and t.shape == (5, 12)]
+    halves = [t.data for t in records.tensors(file.content) if t.dtype == "float16" and t.shape == (5, 12)]
     kernel = np.asarray(dense.layers[-1].kernel)
     np.testing.assert_array_equal(halves[0], kernel.T.astype("float16"))
 
@@ -63,17 +64,17 @@ def test_float16_stores_rounded_weights(dense):
 def test_dynamic_quantizes_large_kernels():
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, name="big")])
     content = tflite_export.convert(model, "dynamic").content
-    (weights,) = [t for t in inspect.tensors(content) if t.dtype == "int8"]
+    (weights,) = [t for t in records.tensors(content) if t.dtype == "int8"]
     kernel = np.asarray(model.layers[-1].kernel)
     steps = np.array(weights.scales)
     np.testing.assert_allclose(weights.data.T * steps, kernel, atol=0.51 * steps.max())
-    assert inspect.precision_of(content) == "dynamic"
+    assert records.precision_of(content) == "dynamic"
 
 
 def test_int8_is_integer_throughout_and_close(convnet, images, int8_file):
     assert [info.dtype for info in (*int8_file.inputs, *int8_file.outputs)] == ["int8"] * 3
-    assert not [op for op in inspect.ops(int8_file.content) if op.is_float]
-    assert inspect.precision_of(int8_file.content) == "int8"
+    assert not [op for op in records.ops(int8_file.content) if op.is_float]
+    assert records.precision_of(int8_file.content) == "int8"
     result = tflite_export.verify(convnet, int8_file, images)
     assert result.passed
     assert result.snr_db > 25  # 8 bits over three layers
@@ -82,9 +83,9 @@ def test_int8_is_integer_throughout_and_close(convnet, images, int8_file):
 def test_int8_float_io_is_the_int8_net_with_float_borders(convnet, images, int8_file):
     file = tflite_export.convert(convnet, "int8_float_io", images)
     assert [info.dtype for info in (*file.inputs, *file.outputs)] == ["float32"] * 3
-    assert inspect.precision_of(file.content) == "int8_float_io"
+    assert records.precision_of(file.content) == "int8_float_io"
     ours, theirs = file.predict(images), int8_file.predict(images)
-    for name, step in zip(("zebra", "ant"), inspect.output_steps(file.content), strict=True):
+    for name, step in zip(("zebra", "ant"), records.output_steps(file.content), strict=True):
         assert step > 0
         assert np.abs(ours[name] - theirs[name]).max() <= 1.01 * step
 

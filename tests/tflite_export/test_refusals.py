@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export import contract, conversion, precisions, sources
+from tflite_export import precisions
+from tflite_export.conversion import contract, convert
 from tflite_export.errors import ConversionError
-from tflite_export.inspect import layer_of
+from tflite_export.sources import resolve
+from tflite_export.tflite.records import layer_of
 
 layers = keras.layers
 
@@ -58,8 +60,8 @@ def test_a_file_with_float_operations_is_made_again(dense, monkeypatch):
     real, half = contract.float_layers, iter([("d (SPLIT)",), ("d (SPLIT)",)])
     monkeypatch.setattr(contract, "float_layers", lambda *arguments: next(half, None) or real(*arguments))
     converted = []
-    run = conversion._run_converter
-    monkeypatch.setattr(conversion, "_run_converter", lambda *a: converted.append(1) or run(*a))
+    run = convert._run_converter
+    monkeypatch.setattr(convert, "_run_converter", lambda *a: converted.append(1) or run(*a))
     tflite_export.convert(dense, "int8", data)
     assert len(converted) == 3
 
@@ -87,13 +89,13 @@ def test_a_source_that_gives_nan_is_found():
 def test_a_file_with_other_weights_breaks_the_contract(dense):
     other = keras.models.clone_model(dense)
     file = tflite_export.convert(dense, "float32")
-    source, rule = sources.resolve(other), precisions.get("float32")
+    source, rule = resolve.resolve(other), precisions.get("float32")
     sample = {"x": np.ones((4, 12), "float32")}
-    contract.check(file, sources.resolve(dense), rule, sample)
+    contract.check(file, resolve.resolve(dense), rule, sample)
     with pytest.raises(ConversionError, match="output 'd': the file is another function than its source: rmse"):
         contract.check(file, source, rule, sample)
     with pytest.raises(ConversionError, match=r"stayed float in the int8 file: \('d \(FULLY_CONNECTED\)',\)"):
-        contract.check(file, sources.resolve(dense), precisions.get("int8"), sample)
+        contract.check(file, resolve.resolve(dense), precisions.get("int8"), sample)
 
 
 def test_failure_leaves_nothing_behind(tmp_path, monkeypatch, sequences):

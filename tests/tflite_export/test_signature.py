@@ -6,7 +6,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import tflite_export
-from tflite_export import flatbuffer
+from tflite_export.tflite import flatbuffer
 
 layers = keras.layers
 
@@ -122,7 +122,7 @@ def test_open_image_size():
 
 
 def test_names_that_become_alike_do_not_depend_on_the_order_of_a_dict():
-    from tflite_export.protocol import safe_names
+    from tflite_export.sources.protocol import safe_names
 
     assert safe_names(["x_1", "x.1"]) == safe_names(["x.1", "x_1"])[::-1] == ("x_1_1", "x_1")
     assert safe_names(["a", "a", ""]) == ("a", "a_1", "tensor")

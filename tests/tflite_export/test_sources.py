@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export import sources
+from tflite_export.sources import resolve
 
 layers = keras.layers
 
@@ -71,7 +71,7 @@ def test_keras_file_and_saved_model(convnet, images, tmp_path):
 def test_tf_keras_model():
     import tf_keras
 
-    assert sources._family(tf_keras.Sequential()) == "tf_keras"
+    assert resolve._family(tf_keras.Sequential()) == "tf_keras"
     image = tf_keras.Input((8, 8, 3), name="image")
     x = tf_keras.layers.Conv2D(4, 3, name="conv2d_7")(image)
     x = tf_keras.layers.BatchNormalization()(x)

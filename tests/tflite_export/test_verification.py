@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export import metrics, precisions
+from tflite_export import precisions
+from tflite_export.proof import metrics
 
 
 def test_errors_by_hand():

@@ -10,7 +10,7 @@ from keras import ops
 import tflite_export
 from kdopt.quantization import quantize_aware
 from kdopt.quantization.native.rules import quantization_rule
-from tflite_export import inspect
+from tflite_export.tflite import records
 
 X = np.random.default_rng(8).normal(0.2, 1.0, (48, 8, 8, 4)).astype("float32")
 
@@ -142,7 +142,7 @@ def test_of_a_quantized_layer_training_saw_every_rounding(kind):
     model = quantized(QUANTIZED[kind])
     assert {entry.layer: entry.reason for entry in model.report if entry.mode != "quantized"} == {}
     file = tflite_export.convert(model, "int8")
-    assert [op.layer for op in inspect.ops(file.content) if op.is_float] == []
+    assert [op.layer for op in records.ops(file.content) if op.is_float] == []
     assert file.calibrated == ()
     wanted = keras.tree.flatten(model.predict(on_grid(file.content, X[:24])[1], verbose=0))
     for (got, step), expected in zip(outputs_of(file.content, X[:24]), wanted, strict=True):

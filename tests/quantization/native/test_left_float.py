@@ -9,7 +9,7 @@ from keras import ops
 
 import tflite_export
 from kdopt.quantization import quantize_aware
-from tflite_export import inspect
+from tflite_export.tflite import records
 
 X = np.random.default_rng(4).normal(0.5, 1.0, (48, 6, 8)).astype("float32")
 
@@ -44,7 +44,7 @@ def test_it_is_float_in_the_file_and_nothing_else_is(kind, tmp_path):
     model.compile("adam", "mse")
     model.fit(X, np.zeros((48, 3)), verbose=0)
     file = tflite_export.convert(model, "int8")
-    found = inspect.ops(file.content)
+    found = records.ops(file.content)
     left = [op for op in found if op.is_float]
     assert left
     assert "FULLY_CONNECTED" not in {op.name for op in left}
@@ -71,7 +71,7 @@ def test_it_computes_in_float_between_rounded_tensors():
 def test_activations_of_16_bits_around_it():
     model = quantize_aware(net(MIDDLES["normalization"]), "native", "int16x8", {"left": "float"}, X)
     file = tflite_export.convert(model, "int16x8")
-    assert any(op.is_float for op in inspect.ops(file.content))
+    assert any(op.is_float for op in records.ops(file.content))
     np.testing.assert_allclose(file.predict(X[:8]), model.predict(X[:8], verbose=0), atol=2e-3)
 
 

@@ -8,7 +8,7 @@ from keras import layers as L
 
 import tflite_export
 from kdopt.quantization import quantize_aware
-from tflite_export import inspect
+from tflite_export.tflite import records
 
 RANDOM = np.random.default_rng(0)
 
@@ -57,7 +57,7 @@ def test_the_file_of_a_trained_net_is_the_net(build, largest, mean):
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     model.fit(x, source.predict(x, verbose=0) * 1.1, batch_size=16, verbose=0)
     file = tflite_export.convert(model, "int8")
-    assert [op.layer for op in inspect.ops(file.content) if op.is_float] == []
+    assert [op.layer for op in records.ops(file.content) if op.is_float] == []
     assert file.calibrated == ()
     ((got, step),) = outputs_of(file.content, x[:24])
     gap = np.abs(got - model.predict(x[:24], verbose=0)) / step
@@ -73,7 +73,7 @@ def test_a_mobile_net_with_gates_has_no_float_operation():
     model = quantize_aware(net, engine="native", calibration=x)
     assert {entry.mode for entry in model.report} == {"quantized"}
     file = tflite_export.convert(model, "int8")
-    assert [op.name for op in inspect.ops(file.content) if op.is_float] == []
+    assert [op.name for op in records.ops(file.content) if op.is_float] == []
     assert file.calibrated == ()
     ((got, step),) = outputs_of(file.content, x)
     assert np.abs(got - model.predict(x, verbose=0)).max() / step < 4.01

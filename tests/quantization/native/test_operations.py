@@ -11,7 +11,7 @@ from keras.src.applications.convnext import LayerScale
 import tflite_export
 from kdopt.quantization import quantize_aware
 from kdopt.quantization.native.execution import Pass
-from tflite_export import inspect
+from tflite_export.tflite import records
 
 RANDOM = np.random.default_rng(8)
 X = RANDOM.normal(0.2, 1.0, (64, 8, 8, 2)).astype("float32")
@@ -241,7 +241,7 @@ def test_the_file_computes_what_the_rule_trains(group):
     others = {entry.reason for entry in model.report if entry.mode != "quantized"}
     assert others <= {"its outputs are integers"}  # a mask
     file = tflite_export.convert(model, "int8")
-    assert [op.layer for op in inspect.ops(file.content) if op.is_float] == []
+    assert [op.layer for op in records.ops(file.content) if op.is_float] == []
     assert file.calibrated == ()
     expected = model.predict(X[:24], verbose=0)
     for name, (got, step), wanted in zip(GROUPS[group], outputs_of(file.content, X[:24]), expected, strict=True):

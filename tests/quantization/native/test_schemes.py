@@ -12,7 +12,7 @@ from keras import ops
 import tflite_export
 from kdopt.quantization import WEIGHT_GRIDS, NativeModel, WeightGrid, quantize_aware
 from kdopt.quantization.native.kernels import kernels_of
-from tflite_export import inspect
+from tflite_export.tflite import records
 
 RANDOM = np.random.default_rng(8)
 X = RANDOM.normal(0.2, 1.0, (48, 8, 8, 2)).astype("float32")
@@ -45,7 +45,7 @@ def kernels_in(content):
     """Layer -> (integers by channel, scales, type) of the file, whose operations come in the order of the layers."""
     names = iter(("conv", "depthwise", "spatial", "pointwise", "up", "hidden", "head"))
     found = {}
-    for op in inspect.ops(content):
+    for op in records.ops(content):
         place = {"DEPTHWISE_CONV_2D": 3}.get(op.name, 0)
         if len(op.inputs) > 2 and op.inputs[1].scales:
             kernel = op.inputs[1]
@@ -169,7 +169,7 @@ def test_a_bias_that_is_large_beside_its_kernel_gets_room(weights):
 def test_layers_that_stay_float_are_float_in_the_file():
     model = fitted(native({"head": "float", "conv": "float"}))
     file = tflite_export.convert(model, "int8")
-    found = inspect.ops(file.content)
+    found = records.ops(file.content)
     kinds = [op.name for op in found]
     assert [op.name for op in found if op.is_float] == ["CONV_2D", "FULLY_CONNECTED"]
     assert kinds.count("DEQUANTIZE") == kinds.count("QUANTIZE") == 2
@@ -189,7 +189,7 @@ def test_symmetric_and_per_tensor():
     file = tflite_export.convert(model, "int8")
     low, high = model.range_of("add.output")
     assert low == pytest.approx(-high * 128 / 127)
-    zeros = {op.name: op.outputs[0].zero_points for op in inspect.ops(file.content)}
+    zeros = {op.name: op.outputs[0].zero_points for op in records.ops(file.content)}
     assert zeros["ADD"] == (0,)
     w = by_channel(model.net.get_layer("hidden").kernel, (1,))
     integers, scales, _ = kernels_in(file.content)["hidden"]
@@ -220,7 +220,7 @@ def test_weights_alone(scheme, kinds):
     model = fitted(quantize_aware(net(), "native", scheme=scheme))  # nothing to calibrate
     file = tflite_export.convert(model, "int8_weights")
     np.testing.assert_allclose(file.predict(X), model.predict(X, verbose=0), atol=2e-6)
-    stored = [op.inputs[0] for op in inspect.ops(file.content) if op.name == "DEQUANTIZE"]
+    stored = [op.inputs[0] for op in records.ops(file.content) if op.name == "DEQUANTIZE"]
     assert {tensor.dtype for tensor in stored} == kinds
     assert len(stored) == 7
     assert not model.range_names

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tflite_export import flatbuffer
+from tflite_export.tflite import flatbuffer
 
 _BORDER = ("QUANTIZE", "DEQUANTIZE")
 _INTEGERS = ("int4", "int8", "uint8", "int16")

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tflite_export import inspect, metrics
 from tflite_export.errors import ConversionError
-from tflite_export.model import TFLiteModel
 from tflite_export.precisions import Precision
-from tflite_export.protocol import Source
-from tflite_export.runtime import Runner
+from tflite_export.proof import metrics
+from tflite_export.proof.model import TFLiteModel
+from tflite_export.proof.runtime import Runner
+from tflite_export.sources.protocol import Source
+from tflite_export.tflite import records
 
 SAMPLES = 8
 _INTEGERS = ("int8", "int16", "int32", "int64", "bool")
@@ -36,7 +37,7 @@ def check(
     _check_operations(model, source, precision, floats)
     expected = source.predict(sample)
     found = Runner(model.content).run(sample)
-    for step, (name, reference) in zip(inspect.output_steps(model.content), expected.items(), strict=True):
+    for step, (name, reference) in zip(records.output_steps(model.content), expected.items(), strict=True):
         _check_output(name, reference, found[name], min(0.5, 10 * precision.tolerance), step, source.label)
 
 
@@ -48,7 +49,7 @@ def float_layers(content: bytes, source: Source, wanted: frozenset[str] = frozen
         source: What it was made from.
         wanted: Names of tensors that float operations may make.
     """
-    found = inspect.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
+    found = records.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
     left = (op for op in found if op.is_float and op.outputs[0].name not in wanted)
     return tuple(
         dict.fromkeys(
@@ -65,7 +66,7 @@ def _check_names(model: TFLiteModel, source: Source) -> None:
 
 
 def _check_operations(model: TFLiteModel, source: Source, precision: Precision, floats: frozenset[str]) -> None:
-    found = inspect.ops(model.content, source.layers, scopes_numbered=source.scopes_numbered)
+    found = records.ops(model.content, source.layers, scopes_numbered=source.scopes_numbered)
     custom = [f"{op.layer or '?'} ({op.name})" for op in found if op.custom]
     if custom:
         raise ConversionError(f"{source.label}: not builtin operations, in layer {', '.join(dict.fromkeys(custom))}.")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export import flatbuffer
+from tflite_export.tflite import flatbuffer
 
 _ALIGNMENT = 16
 

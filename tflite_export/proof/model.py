@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export import calibration, flatbuffer
 from tflite_export.files import gzip_size, write_atomic
-from tflite_export.inspect import precision_of
-from tflite_export.protocol import InputSpec
-from tflite_export.runtime import Runner, grid
+from tflite_export.proof.runtime import Runner, grid
+from tflite_export.sources import samples
+from tflite_export.sources.protocol import InputSpec
+from tflite_export.tflite import flatbuffer
+from tflite_export.tflite.records import precision_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class TFLiteModel:
 
         Returns: array (n, ...) for one output, dict output name -> array for several.
         """
-        arrays = calibration.read(self.float_specs, inputs, what="inputs")
+        arrays = samples.read(self.float_specs, inputs, what="inputs")
         results = Runner(self.content, threads).run(arrays)
         return next(iter(results.values())) if len(results) == 1 else results
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tflite_export import calibration
-from tflite_export.model import TFLiteModel
-from tflite_export.protocol import InputSpec
-from tflite_export.runtime import Runner
-from tflite_export.verification import TFLite
+from tflite_export.proof.model import TFLiteModel
+from tflite_export.proof.runtime import Runner
+from tflite_export.proof.verification import TFLite
+from tflite_export.sources import samples
+from tflite_export.sources.protocol import InputSpec
 
 _MIN_WARMUP, _MIN_RUNS, _MAX_RUNS = 3, 5, 5000
 
@@ -60,7 +60,7 @@ def benchmark(tflite: TFLite, threads: int = 1, *, seconds: float = 1.0) -> Late
     file = TFLiteModel.load(tflite)
     runner = Runner(file.content, threads)
     specs = {name: InputSpec((None, *spec.shape[1:]), spec.dtype) for name, spec in file.float_specs.items()}
-    runner.set_inputs(calibration.random_sample(specs, runner.batch or 1))
+    runner.set_inputs(samples.random_sample(specs, runner.batch or 1))
     warmup = len(_timed(runner, 0.25 * seconds, _MIN_WARMUP))
     times = 1e3 * np.array(_timed(runner, 0.75 * seconds, _MIN_RUNS))
     return Latency(

@@ -3,8 +3,8 @@
 import re
 
 from tflite_export.errors import ConversionError
-from tflite_export.inspect import layer_of
-from tflite_export.protocol import Source
+from tflite_export.sources.protocol import Source
+from tflite_export.tflite.records import layer_of
 
 _FUSED = re.compile(r'fused\["(\w+):", "([^"]+)"')
 _NOT_BUILTIN = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")

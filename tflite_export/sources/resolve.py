@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tflite_export.protocol import InputSpec, Source, from_protocol, layer_names, named_outputs, safe_names
+from tflite_export.sources.protocol import InputSpec, Source, from_protocol, layer_names, named_outputs, safe_names
 
 _SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 _KERAS_FILES = (".keras", ".h5", ".hdf5")

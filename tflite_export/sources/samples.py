@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.protocol import InputSpec, safe_names
+from tflite_export.sources.protocol import InputSpec, safe_names
 
 _FORMS = (
     "an array (n, ...), a dict input name -> array, a list with one array for each input, or a tf.data.Dataset or "

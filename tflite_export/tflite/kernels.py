@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tflite_export.errors import ConversionError
-from tflite_export.objects import FileObjects
+from tflite_export.tflite.objects import FileObjects
 
 # Operation -> axis of the output channels in its kernel, which is always its second input.
 _CHANNELS = {"FULLY_CONNECTED": 0, "CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 0}

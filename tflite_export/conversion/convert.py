@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export import calibration, contract, flatbuffer, inspect, kernels, precisions
+from tflite_export import precisions
+from tflite_export.conversion import contract
+from tflite_export.conversion.explain import conversion_error
 from tflite_export.errors import ConversionError
-from tflite_export.explain import conversion_error
-from tflite_export.model import TFLiteModel
 from tflite_export.precisions import Precision
-from tflite_export.protocol import Source
+from tflite_export.proof.model import TFLiteModel
 from tflite_export.silence import silenced
-from tflite_export.sources import resolve
+from tflite_export.sources import samples
+from tflite_export.sources.protocol import Source
+from tflite_export.sources.resolve import resolve
+from tflite_export.tflite import flatbuffer, kernels, records
 
 Arrays = Mapping[str, np.ndarray]
 _ATTEMPTS = 4
@@ -80,7 +83,7 @@ def convert(
     _check_batch(resolved, batch)
     data = None
     if representative_data is not None:
-        data = calibration.read(resolved.inputs, representative_data, limit=max_samples)
+        data = samples.read(resolved.inputs, representative_data, limit=max_samples)
     try:
         return _converted(resolved, rule, data, batch, verbose)
     except ConversionError as error:
@@ -193,7 +196,7 @@ def _lower(
     if not left:
         return content, ()
     if data is None and source.calibration is not None:
-        data = calibration.read(source.inputs, source.calibration, what="calibration of the source")
+        data = samples.read(source.inputs, source.calibration, what="calibration of the source")
     if data is None or rule.name == "int16x8":
         raise ConversionError(
             f"{source.label} has no range for: {', '.join(left)}. They would stay float in the {rule.name} file. Pass "
@@ -225,7 +228,7 @@ def _calibrated(source: Source, run: Callable[[Arrays | None], bytes], data: Arr
 
 def _refuse_loops(source: Source, rule: Precision, content: bytes) -> None:
     """TensorFlow's calibrator ends the whole process (segmentation fault) on a file with a loop."""
-    found = inspect.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
+    found = records.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
     loops = dict.fromkeys(op.layer or op.outputs[0].name for op in found if op.name in ("WHILE", "IF"))
     if loops:
         raise ConversionError(
@@ -240,9 +243,9 @@ def _converter(
 ) -> Callable[[Arrays | None], bytes]:
     """Callable(samples or None) -> file."""
 
-    def run(samples: Arrays | None) -> bytes:
+    def run(given: Arrays | None) -> bytes:
         size = source.fixed_batch or batch or 1
-        representative = None if samples is None else lambda: calibration.groups(samples, size)
+        representative = None if given is None else lambda: samples.groups(given, size)
         return _run_converter(source, rule, folder, representative, batch, verbose)
 
     return run
@@ -273,9 +276,9 @@ def _run_converter(
 
 def _sample(source: Source, data: Arrays | None, batch: int | None) -> Arrays:
     if data is None and source.calibration is not None:
-        data = calibration.read(source.inputs, source.calibration, what="calibration of the source")
+        data = samples.read(source.inputs, source.calibration, what="calibration of the source")
     if data is None:
-        return calibration.random_sample(source.inputs, max(batch or 1, 4))
+        return samples.random_sample(source.inputs, max(batch or 1, 4))
     return {name: array[: contract.SAMPLES] for name, array in data.items()}
 
 

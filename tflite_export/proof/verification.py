@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export import calibration, inspect, metrics, precisions
-from tflite_export.model import TFLiteModel
-from tflite_export.protocol import Source
-from tflite_export.runtime import Runner
+from tflite_export import precisions
+from tflite_export.proof import metrics
+from tflite_export.proof.model import TFLiteModel
+from tflite_export.proof.runtime import Runner
 from tflite_export.silence import silenced
-from tflite_export.sources import resolve
+from tflite_export.sources import samples
+from tflite_export.sources.protocol import Source
+from tflite_export.sources.resolve import resolve
+from tflite_export.tflite import records
 
 _MAX_OVER_RMSE = 20
 _MAX_STEP = 4 / 255  # of the peak: outputs of both signs, and calibration data that reached twice as far
@@ -103,7 +106,7 @@ def verify(source: Any, tflite: TFLite, data: Any, tolerance: float | None = Non
     file = TFLiteModel.load(tflite)
     with silenced():
         resolved = resolve(source)
-    arrays = calibration.read(resolved.inputs, data, what="data")
+    arrays = samples.read(resolved.inputs, data, what="data")
     pairs = _pair(resolved, file)
     with silenced():
         expected = resolved.predict(arrays)
@@ -146,7 +149,7 @@ def _refuse_bad_reference(expected: dict[str, np.ndarray], label: str) -> None:
 
 
 def _steps(file: TFLiteModel, names: list[str]) -> list[float]:
-    steps = dict(zip((info.name for info in file.outputs), inspect.output_steps(file.content), strict=True))
+    steps = dict(zip((info.name for info in file.outputs), records.output_steps(file.content), strict=True))
     return [steps[name] for name in names]
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.calibration import groups
 from tflite_export.silence import silenced
+from tflite_export.sources.samples import groups
 
 
 class Runner:

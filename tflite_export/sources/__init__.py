@@ -1,0 +1,1 @@
+"""What is converted, whatever the user has: models, files, folders, functions, and data for them."""
