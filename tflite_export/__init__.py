@@ -3,7 +3,8 @@
     convert      model, file or folder -> TFLiteModel, loaded and compared before it is returned
     verify       how far a file is from its source, on your data
     benchmark    how long one inference takes
-    TFLiteModel, TensorInfo, Verification, OutputCheck, Latency   frozen results
+    c_array      a file as an array in C
+    TFLiteModel, TensorInfo, Verification, OutputCheck, Latency, CSource   frozen results
     ConversionError   the source cannot become such a file, and why
 
 Everything loads on first use: importing this package loads neither tensorflow nor keras.
@@ -14,6 +15,7 @@ from typing import Any
 
 # No module may be called like one of these names: importing it would put the module in the function's place.
 _HOME = {
+    "CSource": "tflite_export.app.c_source",
     "ConversionError": "tflite_export.errors",
     "Latency": "tflite_export.proof.latency",
     "OutputCheck": "tflite_export.proof.verification",
@@ -21,6 +23,7 @@ _HOME = {
     "TensorInfo": "tflite_export.proof.model",
     "Verification": "tflite_export.proof.verification",
     "benchmark": "tflite_export.proof.latency",
+    "c_array": "tflite_export.app.c_source",
     "convert": "tflite_export.conversion.convert",
     "verify": "tflite_export.proof.verification",
 }

@@ -1,0 +1,1 @@
+"""What an app needs beside a file: metadata, a bundle for Android, arrays for microcontrollers."""
