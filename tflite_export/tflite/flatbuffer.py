@@ -69,12 +69,36 @@ def operator_name(model: Any, operator: Any) -> tuple[str, bool]:
     return names.get(number, f"BUILTIN_{number}"), False
 
 
+def versions(content: bytes) -> list[tuple[str, int]]:
+    """(name, version) of every operator of a file that is no custom one, inner graphs included."""
+    model = read(content)
+    found = []
+    for graph in (model.Subgraphs(number) for number in range(model.SubgraphsLength())):
+        for place in range(graph.OperatorsLength()):
+            operator = graph.Operators(place)
+            name, custom = operator_name(model, operator)
+            if not custom:
+                found.append((name, int(model.OperatorCodes(operator.OpcodeIndex()).Version())))
+    return found
+
+
+def metadata(content: bytes) -> dict[str, bytes]:
+    """The named buffers of a file, e.g. `"min_runtime_version"`."""
+    model = read(content)
+    entries = [model.Metadata(place) for place in range(model.MetadataLength())]
+    return {entry.Name().decode(): _bytes(model.Buffers(entry.Buffer())) for entry in entries}
+
+
 def dtype_name(number: int) -> str:
     """NumPy's name of a tensor type, e.g. `"int8"`."""
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
     return names.get(number, f"type{number}").lower()
+
+
+def _bytes(buffer: Any) -> bytes:
+    return buffer.DataAsNumpy().tobytes() if buffer is not None and buffer.DataLength() else b""
 
 
 def _names(entry: Any, count: int) -> dict[str, int]:
