@@ -55,6 +55,10 @@ class Runner:
         parts = [self._run_once(batch) for batch in groups(arrays, self.batch or min(count, 32))]
         return {name: np.concatenate([part[name] for part in parts])[:count] for name in self.outputs}
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """The operations as the runtime runs them: `index`, `op_name`, numbers of `inputs` and `outputs`."""
+        return self._interpreter._get_ops_details()
+
     def invoke(self) -> None:
         """One inference on whatever the inputs hold."""
         self._interpreter.invoke()
