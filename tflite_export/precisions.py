@@ -22,7 +22,7 @@ class Precision:
         configure: Callable(converter, representative) that sets up a `tf.lite.TFLiteConverter`.
         tolerance: Default tolerance of `verify`: largest root mean square error as a fraction of the output's peak.
         integer: Whether activations are integers, so that ranges are needed: representative data or QAT.
-        float_io: Whether inputs and outputs stay float32.
+        io_dtype: Of inputs and outputs, e.g. `"int8"`; None: as in the source.
         summary: One line for the help text.
     """
 
@@ -30,12 +30,12 @@ class Precision:
     configure: Configure
     tolerance: float
     integer: bool
-    float_io: bool
+    io_dtype: str | None
     summary: str
 
 
 def precision(
-    name: str, *, tolerance: float, integer: bool = False, float_io: bool = True
+    name: str, *, tolerance: float, integer: bool = False, io_dtype: str | None = None
 ) -> Callable[[Configure], Configure]:
     """Decorator: registers `configure(converter, representative)` as the precision `name`.
 
@@ -46,7 +46,7 @@ def precision(
         if name in _PRECISIONS:
             raise ValueError(f"Precision {name!r} is already taken by {_PRECISIONS[name].configure.__qualname__}.")
         summary = (configure.__doc__ or "").strip().splitlines()[0]
-        _PRECISIONS[name] = Precision(name, configure, tolerance, integer, float_io, summary)
+        _PRECISIONS[name] = Precision(name, configure, tolerance, integer, io_dtype, summary)
         return configure
 
     return add
@@ -96,7 +96,7 @@ def int8_weights(converter: Any, representative: Callable[[], Any] | None) -> No
     """Weights int8 (dense ones int4 if trained so), computes in float32: small and as fast as float; no data needed."""
 
 
-@precision("int16x8", tolerance=4e-3, integer=True, float_io=False)
+@precision("int16x8", tolerance=4e-3, integer=True, io_dtype="int16")
 def int16x8(converter: Any, representative: Callable[[], Any] | None) -> None:
     """Weights int8, activations int16: nearly float accuracy, slow where a runtime has no such kernels."""
     import tensorflow as tf
@@ -108,13 +108,22 @@ def int16x8(converter: Any, representative: Callable[[], Any] | None) -> None:
     converter.inference_input_type = converter.inference_output_type = tf.int16
 
 
-@precision("int8", tolerance=0.04, integer=True, float_io=False)
+@precision("int8", tolerance=0.04, integer=True, io_dtype="int8")
 def int8(converter: Any, representative: Callable[[], Any] | None) -> None:
     """Everything int8, inputs and outputs too; needs representative data or a QAT model."""
     import tensorflow as tf
 
     _integer(converter, representative)
     converter.inference_input_type = converter.inference_output_type = tf.int8
+
+
+@precision("uint8", tolerance=0.04, integer=True, io_dtype="uint8")
+def uint8(converter: Any, representative: Callable[[], Any] | None) -> None:
+    """As int8, but inputs and outputs are uint8, as cameras and image decoders give them."""
+    import tensorflow as tf
+
+    _integer(converter, representative)
+    converter.inference_input_type = converter.inference_output_type = tf.uint8
 
 
 @precision("int8_float_io", tolerance=0.04, integer=True)

@@ -67,7 +67,7 @@ class QuantizationAware(keras.Model):
 
     def _precisions(self) -> tuple[str, ...]:
         """What it can be exported to."""
-        return ("int8", "int8_float_io")
+        return ("int8", "int8_float_io", "uint8")
 
     def _reference(self) -> Any:
         """Function of the inputs' tensors: what the model predicts, where a converter gets another form of it."""

@@ -49,7 +49,7 @@ def quantize_aware(
 
             | scheme | engine | weights | activations | export as |
             |---|---|---|---|---|
-            | `"int8"` | both | 8 bits | 8 bits | `"int8"`, `"int8_float_io"` |
+            | `"int8"` | both | 8 bits | 8 bits | `"int8"`, `"int8_float_io"`, `"uint8"` |
             | `"int4_dense"` | native | 4 bits in Dense and EinsumDense, 8 elsewhere | 8 bits | the same |
             | `"int16x8"` | native | 8 bits | 16 bits, zero point 0 | `"int16x8"` |
             | `"int8_weights"` | native | 8 bits | float | `"int8_weights"` |

@@ -124,7 +124,7 @@ def test_bad_data_is_refused_before_conversion(dense, monkeypatch):
     def never(*_):
         raise AssertionError("converted")
 
-    monkeypatch.setattr("tflite_export.conversion.convert._traced", never)
+    monkeypatch.setattr("tflite_export.conversion.convert.traced", never)
     with pytest.raises(ValueError, match="NaN"):
         tflite_export.convert(dense, "int8", np.full((5, 12), np.nan))
     with pytest.raises(ValueError, match="NaN"):  # also where it would only check the file

@@ -115,7 +115,9 @@ def test_bad_batch(dense, batch):
 
 def test_open_image_size():
     model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3), layers.GlobalAveragePooling2D()])
-    file = tflite_export.convert(model, "float32")
+    with pytest.raises(ValueError, match=r"has open sizes \(None, None, 3\).*shapes=\{'.*': \(32, 32, 3\)\}.*\"open\""):
+        tflite_export.convert(model, "float32")
+    file = tflite_export.convert(model, "float32", shapes="open")
     for size in (9, 14):
         x = np.random.default_rng(size).normal(size=(3, size, size, 3)).astype("float32")
         np.testing.assert_allclose(file.predict(x), model.predict(x, verbose=0), atol=1e-5)

@@ -1,102 +1,180 @@
-"""What a file must satisfy before it is handed over."""
+"""What a file must satisfy before it is handed over: rules on its bytes.
 
-from collections.abc import Mapping
+To add one: a function under `@rule` that yields a `Violation` for everything that is not as it must be.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from tflite_export.errors import ConversionError
+from tflite_export.errors import Violation
 from tflite_export.precisions import Precision
-from tflite_export.proof import metrics
 from tflite_export.proof.model import TFLiteModel
-from tflite_export.proof.runtime import Runner
 from tflite_export.sources.protocol import Source
-from tflite_export.tflite import records
-
-SAMPLES = 8
-_INTEGERS = ("int8", "int16", "int32", "int64", "bool")
+from tflite_export.tflite import op_versions, records
 
 
-def check(
-    model: TFLiteModel,
-    source: Source,
-    precision: Precision,
-    sample: Mapping[str, np.ndarray],
-    floats: frozenset[str] = frozenset(),
-) -> None:
-    """Refuses a file that is not what was asked for, or is another function than its source.
+@dataclass(frozen=True)
+class Contract:
+    """What the user asks for.
 
-    The file (which has already loaded and allocated) has the source's inputs and outputs by name and in order; builtin
-    operations only; if the precision is integer, nothing that computes in float; its outputs on `sample` are finite
-    and roughly the source's. The last limit is wide, ten times the precision's tolerance but at most half of the
-    output's peak, for the root mean square: it catches lost weights, NaN and exchanged outputs, not a loss of accuracy.
-    `floats` names the tensors that layers make which the user wants in floating point.
-
-    Raises: ConversionError that says what is wrong and in which layer.
+    Attributes:
+        precision: As registered.
+        any_batch: Whether the batch size is to stay open.
+        open_shapes: Whether other sizes may stay open, too.
+        floats: Names of tensors that float operations may make in an integer file.
+        min_runtime: TensorFlow Lite release that must be able to run the file, e.g. `"2.9"`; None: any.
+        max_bytes: Largest size of the file; None: any.
     """
-    _check_names(model, source)
-    _check_operations(model, source, precision, floats)
-    expected = source.predict(sample)
-    found = Runner(model.content).run(sample)
-    for step, (name, reference) in zip(records.output_steps(model.content), expected.items(), strict=True):
-        _check_output(name, reference, found[name], min(0.5, 10 * precision.tolerance), step, source.label)
+
+    precision: Precision
+    any_batch: bool = False
+    open_shapes: bool = False
+    floats: frozenset[str] = frozenset()
+    min_runtime: str | None = None
+    max_bytes: int | None = None
+
+    def check(self, model: TFLiteModel, source: Source) -> list[Violation]:
+        """All in which a file is not as it must be."""
+        found = records.ops(model.content, source.layers, scopes_numbered=source.scopes_numbered)
+        return [violation for rule in _RULES for violation in rule(self, model, source, found)]
 
 
-def float_layers(content: bytes, source: Source, wanted: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Layers (operation in brackets) that compute in floating point, but for those that are wanted so.
-
-    Args:
-        content: A `.tflite` file.
-        source: What it was made from.
-        wanted: Names of tensors that float operations may make.
-    """
-    found = records.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
-    left = (op for op in found if op.is_float and op.outputs[0].name not in wanted)
-    return tuple(
-        dict.fromkeys(
-            f"{op.layer or '?'} ({op.name})" for op in left if not source.floats & set((op.layer or "").split("/"))
-        )
-    )
+Ops = tuple[records.OpRecord, ...]
+Rule = Callable[[Contract, TFLiteModel, Source, Ops], Iterable[Violation]]
+_RULES: list[Rule] = []
 
 
-def _check_names(model: TFLiteModel, source: Source) -> None:
+def rule(function: Rule) -> Rule:
+    """Decorator: every file is checked by `function(contract, model, source, operations)` from now on."""
+    _RULES.append(function)
+    return function
+
+
+@rule
+def names_and_order(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
+    """The source's inputs and outputs, by name and in order."""
     for what, infos, wanted in (("inputs", model.inputs, source.inputs), ("outputs", model.outputs, source.outputs)):
         names = [info.name for info in infos]
         if names != list(wanted):
-            raise ConversionError(f"{source.label}: the file's {what} are {names}; expected {list(wanted)}.")
+            yield Violation("names and order", f"the file's {what} are {names}; expected {list(wanted)}")
 
 
-def _check_operations(model: TFLiteModel, source: Source, precision: Precision, floats: frozenset[str]) -> None:
-    found = records.ops(model.content, source.layers, scopes_numbered=source.scopes_numbered)
-    custom = [f"{op.layer or '?'} ({op.name})" for op in found if op.custom]
-    if custom:
-        raise ConversionError(f"{source.label}: not builtin operations, in layer {', '.join(dict.fromkeys(custom))}.")
-    if precision.integer and (left := float_layers(model.content, source, floats)):
-        raise ConversionError(f"{source.label}: these layers stayed float in the {precision.name} file: {left}.")
-    if precision.integer and not precision.float_io:
-        wrong = [info.name for info in (*model.inputs, *model.outputs) if info.dtype not in _INTEGERS]
-        if wrong:
-            raise ConversionError(f"{source.label}: {', '.join(wrong)} stayed float in the {precision.name} file.")
+@rule
+def builtin_operations(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
+    """No custom and no Flex operation, which the standard runtimes do not have."""
+    for op in ops:
+        if op.custom:
+            yield Violation(
+                "builtin operations",
+                f"{op.name} is no builtin operation",
+                op.name,
+                op.layer,
+                "Write the layer with other operations, or leave it out of the model and compute it in the app",
+            )
 
 
-def _check_output(
-    name: str, reference: np.ndarray, candidate: np.ndarray, slack: float, step: float, label: str
-) -> None:
-    place = f"{label}, output {name!r}"
-    if reference.shape != candidate.shape:
-        raise ConversionError(f"{place}: the file gives shape {candidate.shape}, the source {reference.shape}.")
-    if reference.dtype.kind in "iub":  # labels, indices: an error has no size
-        differing = float(np.mean(reference != candidate))
-        if differing > slack:
-            raise ConversionError(f"{place}: {differing:.0%} of the integers differ from the source's.")
+@rule
+def static_shapes(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
+    """No open sizes, which GPU delegates and browsers refuse; the batch may be open when that is asked for."""
+    if contract.open_shapes:
         return
-    if not np.isfinite(reference).all():
-        raise ConversionError(f"{place}: the source itself gives NaN or infinity; check its weights and the data.")
-    if not np.isfinite(candidate).all():
-        raise ConversionError(f"{place}: the file gives NaN or infinity where the source does not.")
-    distance = metrics.errors(reference, candidate)
-    if distance.rmse > slack * distance.peak + step:
-        raise ConversionError(
-            f"{place}: the file is another function than its source: rmse {distance.rmse:.3g}, cosine "
-            f"{distance.cosine:.4f}, while the source's largest |value| is {distance.peak:.3g}. Usual causes: "
-            "representative data on another scale than the training data, or a net too sensitive for this precision."
+    first = 1 if contract.any_batch else 0
+    inputs, outputs = (
+        [info for info in infos if None in info.shape[first:]] for infos in (model.inputs, model.outputs)
+    )
+    for info in inputs or outputs:
+        sizes = "x".join("any" if size is None else str(size) for size in info.shape)
+        mend = "Its size depends on the values: pad it to a fixed one in the model, or pass shapes='open'"
+        if inputs:
+            mend = f"Pass shapes={{{info.name!r}: (...)}}, or shapes='open' if they must stay open"
+        yield Violation("static shapes", f"{info.name!r} has the open shape {sizes}", mend=mend)
+
+
+@rule
+def dtypes_of_inputs_and_outputs(
+    contract: Contract, model: TFLiteModel, source: Source, ops: Ops
+) -> Iterator[Violation]:
+    """Those of the precision: integers where it has them, otherwise the source's."""
+    for info in (*model.inputs, *model.outputs):
+        kind = np.dtype(info.dtype).kind
+        asked = contract.precision.io_dtype
+        if asked is not None and kind == "f":
+            yield Violation("dtypes", f"{info.name!r} stayed {info.dtype} in the {contract.precision.name} file")
+        elif asked is not None and info.scale is not None and info.dtype != asked:
+            yield Violation("dtypes", f"{info.name!r} is {info.dtype}; {contract.precision.name} has {asked}")
+        elif asked is None and (kind != "f" and info.scale is not None):
+            yield Violation("dtypes", f"{info.name!r} is {info.dtype}; {contract.precision.name} has float32")
+
+
+@rule
+def dtypes_inside(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
+    """No float64, and no computing in float16, which few kernels do."""
+    for op in ops:
+        wide = {tensor.dtype for tensor in op.outputs} & {"float64", "complex128"}
+        half = op.name != "DEQUANTIZE" and any(
+            tensor.dtype == "float16" and tensor.data is None for tensor in op.outputs
         )
+        if wide or half:
+            found = "float16" if half else wide.pop()
+            yield Violation(
+                "dtypes", f"{op.name} computes in {found}", op.name, op.layer, "Cast to float32 in the model before it"
+            )
+
+
+@rule
+def no_float_islands(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
+    """Nothing of an integer file computes in float, but for what the user wants so."""
+    if contract.precision.integer:
+        for op in float_operations(ops, source, contract.floats):
+            yield Violation(
+                "float islands",
+                f"{op.name} stayed float in the {contract.precision.name} file",
+                op.name,
+                op.layer,
+                "Choose 'dynamic' or 'float16', or name the layer in `floats=` if it may stay float",
+            )
+
+
+@rule
+def old_runtimes(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
+    """Every operation is in the oldest runtime that must be able to run the file."""
+    if contract.min_runtime is None:
+        return
+    for need in op_versions.needed(model.content):
+        if need.runtime is None or op_versions.number(need.runtime) > op_versions.number(contract.min_runtime):
+            since = f"needs TensorFlow Lite {need.runtime}" if need.runtime else "is in no known release"
+            layers = dict.fromkeys(op.layer for op in ops if op.name == need.op and op.layer)
+            yield Violation(
+                "old runtimes",
+                f"{need.op} version {need.version} {since}; asked for was {contract.min_runtime}",
+                need.op,
+                ", ".join(layers),
+                "Choose a precision with older kernels ('float32', 'int8'), or ship a newer runtime with the app",
+            )
+
+
+@rule
+def size(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
+    """No larger than asked for."""
+    if contract.max_bytes is not None and model.size_bytes > contract.max_bytes:
+        yield Violation(
+            "size",
+            f"the file has {model.size_bytes:,} bytes; at most {contract.max_bytes:,} were asked for",
+            mend="Choose a smaller precision ('int8', 'dynamic'), or a smaller model",
+        )
+
+
+def float_operations(ops: Ops, source: Source, wanted: frozenset[str] = frozenset()) -> Iterator[records.OpRecord]:
+    """Operations that compute in floating point, but for those that are wanted so: `wanted` names their outputs."""
+    for op in ops:
+        own = source.floats & set((op.layer or "").split("/"))
+        if op.is_float and op.outputs[0].name not in wanted and not own:
+            yield op
+
+
+def float_layers(content: bytes, source: Source, wanted: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """The same as layers with the operation in brackets."""
+    ops = records.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
+    return tuple(dict.fromkeys(f"{op.layer or '?'} ({op.name})" for op in float_operations(ops, source, wanted)))

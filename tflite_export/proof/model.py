@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from tflite_export.files import gzip_size, write_atomic
+from tflite_export.proof.partitions import Partitions, partitions_of
 from tflite_export.proof.runtime import Runner, grid
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
-from tflite_export.tflite import flatbuffer
+from tflite_export.tflite import flatbuffer, op_versions
 from tflite_export.tflite.records import precision_of
 
 
@@ -44,6 +45,7 @@ class TFLiteModel:
         inputs: In the order of the source's inputs.
         outputs: In the order of the source's outputs.
         calibrated: Of a QAT source only: layers whose range came from calibration, not from training.
+        partitions: Which operations XNNPACK runs on this machine's CPU; None for open sizes.
 
     Example:
     ```
@@ -58,6 +60,7 @@ class TFLiteModel:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     calibrated: tuple[str, ...] = ()
+    partitions: Partitions | None = None
 
     @classmethod
     def from_content(
@@ -71,7 +74,8 @@ class TFLiteModel:
         runner = Runner(content)
         inputs = tuple(_info(name, detail) for name, detail in runner.inputs.items())
         outputs = tuple(_info(name, detail) for name, detail in runner.outputs.items())
-        return cls(content, precision or precision_of(content), inputs, outputs, calibrated)
+        found = partitions_of(runner) if runner.allocated else None
+        return cls(content, precision or precision_of(content), inputs, outputs, calibrated, found)
 
     @classmethod
     def load(cls, tflite: Any) -> "TFLiteModel":
@@ -102,6 +106,11 @@ class TFLiteModel:
     def gzip_bytes(self) -> int:
         """Size of the file after gzip at level 9."""
         return gzip_size(self.content)
+
+    @property
+    def min_runtime(self) -> str | None:
+        """The first TensorFlow Lite release that has all operations of the file, e.g. `"2.17"`; None: not known."""
+        return op_versions.min_runtime(self.content)
 
     @property
     def float_specs(self) -> dict[str, InputSpec]:
@@ -135,6 +144,9 @@ class TFLiteModel:
         if self.calibrated:
             more = f" and {len(self.calibrated) - 5} more" if len(self.calibrated) > 5 else ""
             lines.append(f"  ranges from calibration, not training: {', '.join(self.calibrated[:5])}{more}")
+        lines.append(f"  runs on TensorFlow Lite >= {self.min_runtime or '?'}{_newest(self.content)}")
+        if self.partitions is not None:
+            lines.append(f"  {self.partitions}")
         return "\n".join(lines)
 
 
@@ -142,6 +154,13 @@ def _info(name: str, detail: dict[str, Any]) -> TensorInfo:
     shape = tuple(None if size == -1 else int(size) for size in detail["shape_signature"])
     scale, zero_point = grid(detail) or (None, None)
     return TensorInfo(name, shape, np.dtype(detail["dtype"]).name, scale, zero_point)
+
+
+def _newest(content: bytes) -> str:
+    """The operation that decides, where old releases lack it."""
+    need = next(iter(op_versions.needed(content)), None)
+    old = need is None or (need.runtime is not None and op_versions.number(need.runtime) <= (2, 3))
+    return "" if old or need is None else f" ({need.op} version {need.version})"
 
 
 def _describe(info: TensorInfo) -> str:

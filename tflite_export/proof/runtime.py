@@ -27,8 +27,8 @@ class Runner:
                 self._interpreter = Interpreter(model_content=content, num_threads=threads)
                 self.inputs, self.outputs = _details(self._interpreter)
                 # A file with open sizes (besides the batch) stores them as 1, which many nets do not survive.
-                self._allocated = not any(-1 in detail["shape_signature"][1:] for detail in self.inputs.values())
-                if self._allocated:
+                self.allocated = not any(-1 in detail["shape_signature"][1:] for detail in self.inputs.values())
+                if self.allocated:
                     self._interpreter.allocate_tensors()
                     self.inputs, self.outputs = _details(self._interpreter)
                 failure = None
@@ -65,14 +65,14 @@ class Runner:
 
     def set_inputs(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Puts one batch in, quantized where the file takes integers."""
-        resized = not self._allocated
+        resized = not self.allocated
         for name, detail in self.inputs.items():
             if -1 in detail["shape_signature"] and tuple(detail["shape"]) != arrays[name].shape:
                 self._interpreter.resize_tensor_input(detail["index"], arrays[name].shape)
                 resized = True
         if resized:
             self._interpreter.allocate_tensors()
-            self._allocated = True
+            self.allocated = True
             self.inputs, self.outputs = _details(self._interpreter)
         for name, detail in self.inputs.items():
             self._interpreter.set_tensor(detail["index"], quantize(arrays[name], detail))

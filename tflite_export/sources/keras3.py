@@ -48,7 +48,7 @@ def _quantized_layers(model: Any) -> dict[str, Any]:
     if not having:
         return {}
     made = [kernel for layer in having for kernel in layer.__tflite_kernels__()]
-    return {"kernels": made, "precisions": ("int8", "int8_float_io")}
+    return {"kernels": made, "precisions": ("int8", "int8_float_io", "uint8")}
 
 
 def _check_names(model: Any, label: str) -> None:

@@ -88,7 +88,10 @@ def precision_of(content: bytes) -> str:
         graph = flatbuffer.read(content).Subgraphs(0)
         border = tensors(content)
         numbers = [*_indices(graph.InputsAsNumpy()), *_indices(graph.OutputsAsNumpy())]
-        return "int8_float_io" if any(border[number].dtype == "float32" for number in numbers) else "int8"
+        kinds = {border[number].dtype for number in numbers}
+        if "float32" in kinds:
+            return "int8_float_io"
+        return "uint8" if "uint8" in kinds else "int16x8" if "int16" in kinds else "int8"
     constants = [tensor for op in ops(content) for tensor in op.inputs if tensor.data is not None]
     if any(tensor.scales and tensor.dtype in _INTEGERS for tensor in constants):
         return "dynamic"
