@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from tflite_export.files import gzip_size, write_atomic
+from tflite_export.proof import sandbox
 from tflite_export.proof.partitions import Partitions, partitions_of
 from tflite_export.proof.runtime import Runner, grid
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
-from tflite_export.tflite import flatbuffer, op_versions
+from tflite_export.tflite import op_versions
 from tflite_export.tflite.records import precision_of
 
 
@@ -64,13 +65,28 @@ class TFLiteModel:
 
     @classmethod
     def from_content(
-        cls, content: bytes, precision: str | None = None, calibrated: tuple[str, ...] = ()
+        cls,
+        content: bytes,
+        precision: str | None = None,
+        calibrated: tuple[str, ...] = (),
+        *,
+        trusted: bool = False,
+        label: str = "The file",
     ) -> "TFLiteModel":
         """Loads the bytes on ai_edge_litert and reads inputs and outputs.
 
-        Raises: ValueError if they are no `.tflite` file or the runtime refuses them.
+        Args:
+            content: A `.tflite` file.
+            precision: See the class.
+            calibrated: See the class.
+            trusted: Whether it was made here. Another file is run once in a process of its own before, which takes
+                half a second: what ends that process does not end this one.
+            label: How to call it in a message.
+
+        Raises: ValueError if they are no `.tflite` file, or the runtime refuses them or crashes.
         """
-        flatbuffer.read(content)
+        if not trusted:
+            sandbox.admit(content, label)
         runner = Runner(content)
         inputs = tuple(_info(name, detail) for name, detail in runner.inputs.items())
         outputs = tuple(_info(name, detail) for name, detail in runner.outputs.items())
@@ -92,10 +108,7 @@ class TFLiteModel:
         path = Path(tflite)
         if not path.is_file():
             raise FileNotFoundError(f"No such file: {str(path)!r}.")
-        try:
-            return cls.from_content(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r}: {error}") from error
+        return cls.from_content(path.read_bytes(), label=repr(str(path)))
 
     @property
     def size_bytes(self) -> int:

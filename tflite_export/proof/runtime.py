@@ -55,6 +55,11 @@ class Runner:
         parts = [self._run_once(batch) for batch in groups(arrays, self.batch or min(count, 32))]
         return {name: np.concatenate([part[name] for part in parts])[:count] for name in self.outputs}
 
+    def set_zeros(self) -> None:
+        """Puts a zero into every place of the inputs: valid as a number and as an index."""
+        for detail in self.inputs.values():
+            self._interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+
     def nodes(self) -> list[dict[str, Any]]:
         """The operations as the runtime runs them: `index`, `op_name`, numbers of `inputs` and `outputs`."""
         return self._interpreter._get_ops_details()
