@@ -20,7 +20,7 @@ from pruning_step import resnet8
 
 import tflite_export
 from kdopt.quantization import post_training
-from tflite_export.proof.runtime import Runner
+from tflite_export.runtime.runner import Runner
 
 ROUNDS = 20
 

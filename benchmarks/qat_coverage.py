@@ -152,7 +152,7 @@ def speed(options):
 
     import tflite_export
     from kdopt.quantization import quantize_aware
-    from tflite_export.proof.runtime import Runner
+    from tflite_export.runtime.runner import Runner
 
     for name in options.net or ("MobileNetV2", "MobileNetV3Small", "unet"):
         keras.utils.set_random_seed(0)

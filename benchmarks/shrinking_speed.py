@@ -33,7 +33,7 @@ import tflite_export
 from kdopt.core.measure import macs, size_bytes
 from kdopt.graph.channels.groups import trace_channels
 from kdopt.pruning.structural import ReachedError, apply_plan, plan_channels
-from tflite_export.proof.runtime import Runner
+from tflite_export.runtime.runner import Runner
 from tflite_export.sources.protocol import InputSpec
 from tflite_export.sources.samples import random_sample
 

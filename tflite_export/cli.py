@@ -120,8 +120,8 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     data = read_npz(options.data)
-    from tflite_export.proof.model import TFLiteModel
     from tflite_export.proof.verification import verify
+    from tflite_export.runtime.model import TFLiteModel
     from tflite_export.silence import silenced
     from tflite_export.sources.resolve import resolve
 

@@ -13,8 +13,8 @@ from kdopt.pruning.robustness import robustness
 from kdopt.reports.record import Variant
 from tflite_export.conversion.convert import convert
 from tflite_export.proof.latency import benchmark
-from tflite_export.proof.model import TFLiteModel
 from tflite_export.proof.verification import verify
+from tflite_export.runtime.model import TFLiteModel
 
 _ROUNDS, _ROUND_SECONDS = 5, 0.3
 

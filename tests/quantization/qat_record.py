@@ -9,7 +9,7 @@ from qat_nets import inputs_of
 
 import tflite_export
 from kdopt.quantization import quantize_aware
-from tflite_export.proof.runtime import dequantize, quantize
+from tflite_export.runtime.runner import dequantize, quantize
 from tflite_export.sources.resolve import resolve
 from tflite_export.tflite import records
 

@@ -11,7 +11,7 @@ from tflite_export import precisions
 from tflite_export.conversion.contract import Contract
 from tflite_export.conversion.sameness import differences
 from tflite_export.errors import ConversionError, Violation
-from tflite_export.proof.model import TFLiteModel
+from tflite_export.runtime.model import TFLiteModel
 from tflite_export.sources.resolve import resolve
 from tflite_export.tflite.objects import FileObjects
 

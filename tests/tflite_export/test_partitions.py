@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 import tflite_export
-from tflite_export.proof.partitions import partitions
+from tflite_export.runtime.partitions import partitions
 from tflite_export.tflite import records
 
 layers = keras.layers

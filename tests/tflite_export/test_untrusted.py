@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 import tflite_export
-from tflite_export.proof.model import TFLiteModel
-from tflite_export.proof.sandbox import Sandbox, admit
+from tflite_export.runtime.model import TFLiteModel
+from tflite_export.runtime.sandbox import Sandbox, admit
 from tflite_export.tflite import soundness
 from tflite_export.tflite.objects import FileObjects
 
@@ -54,7 +54,7 @@ def test_good_files_pass(files):
 
 def test_a_file_that_crashes_the_runtime(recursive, tmp_path):
     soundness.check(recursive)
-    code = "import sys\nfrom tflite_export.proof.runtime import Runner\nRunner(open(sys.argv[1], 'rb').read())"
+    code = "import sys\nfrom tflite_export.runtime.runner import Runner\nRunner(open(sys.argv[1], 'rb').read())"
     path = tmp_path / "recursive.tflite"
     path.write_bytes(recursive)
     assert subprocess.run([sys.executable, "-c", code, path], capture_output=True).returncode < 0

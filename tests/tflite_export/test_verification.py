@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export import precisions
-from tflite_export.proof import metrics
+from tflite_export import metrics, precisions
 
 
 def test_errors_by_hand():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tflite_export.files import write_atomic
-from tflite_export.proof.model import TFLiteModel
+from tflite_export.runtime.model import TFLiteModel
 
 _ALIGNMENT = 16  # of what TensorFlow Lite Micro reads in place
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -10,7 +10,7 @@ import numpy as np
 
 from tflite_export.errors import Violation
 from tflite_export.precisions import Precision
-from tflite_export.proof.model import TFLiteModel
+from tflite_export.runtime.model import TFLiteModel
 from tflite_export.sources.protocol import Source
 from tflite_export.tflite import op_versions, records
 

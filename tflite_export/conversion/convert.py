@@ -15,7 +15,7 @@ from tflite_export.conversion.job import Job
 from tflite_export.conversion.lowering import lowered
 from tflite_export.conversion.sameness import differences
 from tflite_export.errors import ConversionError
-from tflite_export.proof.model import TFLiteModel
+from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec, Source

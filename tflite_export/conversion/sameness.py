@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from tflite_export import metrics
 from tflite_export.errors import Violation
 from tflite_export.precisions import Precision
-from tflite_export.proof import metrics
-from tflite_export.proof.model import TFLiteModel
-from tflite_export.proof.runtime import Runner
+from tflite_export.runtime.model import TFLiteModel
+from tflite_export.runtime.runner import Runner
 from tflite_export.sources.protocol import Source
 from tflite_export.tflite import records
 

@@ -1,1 +1,1 @@
-"""A file that runs: its outputs, how far they are from the source's, how long they take."""
+"""Evidence about a file: how far it is from its source, in which layer, and how fast it is."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tflite_export.proof.model import TFLiteModel
-from tflite_export.proof.runtime import Runner
 from tflite_export.proof.verification import TFLite
+from tflite_export.runtime.model import TFLiteModel
+from tflite_export.runtime.runner import Runner
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
 

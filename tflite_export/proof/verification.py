@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export import precisions
-from tflite_export.proof import metrics
-from tflite_export.proof.model import TFLiteModel
-from tflite_export.proof.runtime import Runner
+from tflite_export import metrics, precisions
+from tflite_export.runtime.model import TFLiteModel
+from tflite_export.runtime.runner import Runner
 from tflite_export.silence import silenced
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import Source

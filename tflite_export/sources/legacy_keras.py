@@ -1,9 +1,20 @@
 """A tf_keras model as a source."""
 
+from pathlib import Path
 from typing import Any
 
 from tflite_export.sources.protocol import InputSpec, Source, layer_names, safe_names
 from tflite_export.sources.structures import structure_keys
+
+
+def load_legacy(path: Path) -> Any:
+    """The model of an `.h5` file that Keras 3 refuses, from the library that wrote it; None if that refuses it, too."""
+    try:
+        import tf_keras
+
+        return tf_keras.models.load_model(path, compile=False)
+    except Exception:
+        return None
 
 
 def from_tf_keras(model: Any) -> Source:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tflite_export.sources.functions import from_function
 from tflite_export.sources.keras3 import from_keras
-from tflite_export.sources.legacy_keras import from_tf_keras
+from tflite_export.sources.legacy_keras import from_tf_keras, load_legacy
 from tflite_export.sources.protocol import Source, from_protocol
 from tflite_export.sources.saved_model import from_saved_model
 
@@ -76,20 +76,10 @@ def _from_path(path: Path) -> Source:
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:
-        model = None if path.suffix == ".keras" else _written_by_keras_2(path)
+        model = None if path.suffix == ".keras" else load_legacy(path)
         if model is None:
             raise ValueError(f"Keras cannot load {str(path)!r}: {_reason(error)}") from error
     return resolve(model)
-
-
-def _written_by_keras_2(path: Path) -> Any:
-    """The model of an `.h5` file that Keras 3 refuses, from the library that wrote it; None if that refuses it, too."""
-    try:
-        import tf_keras
-
-        return tf_keras.models.load_model(path, compile=False)
-    except Exception:
-        return None
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from tflite_export.proof.runtime import Runner
+from tflite_export.runtime.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -86,14 +86,20 @@ class Sandbox:
         self.close()
         if late.is_set():
             return f"running it once took more than {self._timeout:g} s."
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"it crashes ai_edge_litert ({how}), so it is damaged or made for another runtime."
+        if code > 0:
+            raise RuntimeError(
+                f"The process that tries files from elsewhere ended with exit code {code}: see `python -c "
+                "'import ai_edge_litert.interpreter'`."
+            )
+        return (
+            f"it crashes ai_edge_litert ({signal.Signals(-code).name}), so it is damaged or made for another runtime."
+        )
 
 
 def _started() -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
-        [sys.executable, "-c", "from tflite_export.proof.sandbox import serve; serve()"],
+        [sys.executable, "-c", "from tflite_export.runtime.sandbox import serve; serve()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -117,7 +123,7 @@ def serve() -> None:
 
 def _problem(content: bytes) -> str:
     """What the runtime says against a file; empty if it runs."""
-    from tflite_export.proof.runtime import Runner
+    from tflite_export.runtime.runner import Runner
 
     try:
         runner = Runner(content)

@@ -1,12 +1,14 @@
 """Runs a file on ai_edge_litert, in float space, whatever its batch size and integer types."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tflite_export.silence import silenced
 from tflite_export.sources.samples import groups
+
+_RESOLVERS = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
 
 
 class Runner:
@@ -15,16 +17,23 @@ class Runner:
     Args:
         content: The file.
         threads: Integer >= 1, CPU threads.
+        kernels: `"xnnpack"`, as apps run it; `"builtin"`, the runtime's own; `"reference"`, its plain loops.
+        keep_all: Whether every tensor inside can be read after a run; not with XNNPACK, which keeps none.
 
     Raises: ValueError if the runtime refuses the file.
     """
 
-    def __init__(self, content: bytes, threads: int = 1) -> None:
+    def __init__(self, content: bytes, threads: int = 1, *, kernels: str = "xnnpack", keep_all: bool = False) -> None:
         with silenced() as said:
             try:
-                from ai_edge_litert.interpreter import Interpreter
+                from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-                self._interpreter = Interpreter(model_content=content, num_threads=threads)
+                self._interpreter = Interpreter(
+                    model_content=content,
+                    num_threads=threads,
+                    experimental_op_resolver_type=getattr(OpResolverType, _RESOLVERS[kernels]),
+                    experimental_preserve_all_tensors=keep_all,
+                )
                 self.inputs, self.outputs = _details(self._interpreter)
                 # A file with open sizes (besides the batch) stores them as 1, which many nets do not survive.
                 self.allocated = not any(-1 in detail["shape_signature"][1:] for detail in self.inputs.values())
@@ -54,6 +63,23 @@ class Runner:
         count = len(next(iter(arrays.values())))
         parts = [self._run_once(batch) for batch in groups(arrays, self.batch or min(count, 32))]
         return {name: np.concatenate([part[name] for part in parts])[:count] for name in self.outputs}
+
+    def inside(self, arrays: Mapping[str, np.ndarray], numbers: Iterable[int]) -> dict[int, np.ndarray]:
+        """Number of a tensor of the main graph -> its values in every run, one after the other, dequantized.
+
+        Args:
+            arrays: As in `run`.
+            numbers: Which tensors. `keep_all` must have been set.
+        """
+        count = len(next(iter(arrays.values())))
+        wanted = list(numbers)
+        parts: list[list[np.ndarray]] = []
+        for batch in groups(arrays, self.batch or min(count, 32)):
+            self.set_inputs(batch)
+            self._interpreter.invoke()
+            details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+            parts.append([dequantize(self._interpreter.get_tensor(n), details[n]) for n in wanted])
+        return {number: np.stack([part[place] for part in parts]) for place, number in enumerate(wanted)}
 
     def set_zeros(self) -> None:
         """Puts a zero into every place of the inputs: valid as a number and as an index."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tflite_export.files import gzip_size, write_atomic
-from tflite_export.proof import sandbox
-from tflite_export.proof.partitions import Partitions, partitions_of
-from tflite_export.proof.runtime import Runner, grid
+from tflite_export.runtime import sandbox
+from tflite_export.runtime.partitions import Partitions, partitions_of
+from tflite_export.runtime.runner import Runner, grid
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
 from tflite_export.tflite import op_versions
