@@ -52,12 +52,14 @@ def errors(reference: np.ndarray, candidate: np.ndarray) -> Errors:
     )
 
 
-def top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Fraction in [0, 1] of rows whose largest value is at the same place.
+def top_agreement(reference: np.ndarray, candidate: np.ndarray, k: int) -> float:
+    """Fraction in [0, 1] of rows whose largest value in `reference` is among the `k` largest of `candidate`.
 
     Args:
         reference: Array (n, classes).
-        candidate: Array (n, classes). NaN counts as disagreement.
+        candidate: Array (n, classes). NaN counts as disagreement; of equal values the first is the larger one.
+        k: Integer in [1, classes].
     """
-    same = reference.argmax(axis=-1) == candidate.argmax(axis=-1)
-    return float(np.mean(same & ~np.isnan(candidate).any(axis=-1)))
+    first = reference.argmax(axis=-1)[:, None]
+    largest = np.argsort(-candidate.astype(np.float64), axis=-1, kind="stable")[:, :k]
+    return float(np.mean((largest == first).any(axis=-1) & ~np.isnan(candidate).any(axis=-1)))

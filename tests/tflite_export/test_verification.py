@@ -32,7 +32,7 @@ def test_errors_at_the_edges():
 def test_top1_by_hand():
     reference = np.array([[1, 2], [2, 1], [0, 1], [0, 1]])
     candidate = np.array([[0, 9], [1, 2], [0, 1], [np.nan, 1]])
-    assert metrics.top1_agreement(reference, candidate) == 0.5
+    assert metrics.top_agreement(reference, candidate, 1) == 0.5
 
 
 def _perturbed(model, factor):
@@ -169,4 +169,4 @@ def test_a_file_calibrated_on_another_scale_does_not_pass(scale):
 
 def test_a_nan_in_the_place_of_the_largest_class_is_no_agreement():
     reference, candidate = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.0, np.nan], [1.0, 0.0]])
-    assert metrics.top1_agreement(reference, candidate) == 0.5
+    assert metrics.top_agreement(reference, candidate, 1) == 0.5

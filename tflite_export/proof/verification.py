@@ -1,12 +1,19 @@
 """Is the file the same function as its source, on the user's data?"""
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tflite_export import metrics, precisions
+from tflite_export import precisions
+from tflite_export.errors import ConversionError
+from tflite_export.files import write_atomic
+from tflite_export.proof.divergence import LayerError, first_beyond, layer_errors
+from tflite_export.proof.outputs import Accepted, OutputCheck, check_output
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.runtime.runner import Runner
 from tflite_export.silence import silenced
@@ -15,24 +22,9 @@ from tflite_export.sources.protocol import Source
 from tflite_export.sources.resolve import resolve
 from tflite_export.tflite import records
 
-_MAX_OVER_RMSE = 20
-_MAX_STEP = 4 / 255  # of the peak: outputs of both signs, and calibration data that reached twice as far
+_NOISE_SAMPLES = 64
 TFLite = TFLiteModel | str | os.PathLike[str] | bytes
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """Distances of one output, as in `Verification`, and the limits of rmse and max_abs_error in the output's unit."""
-
-    name: str
-    max_abs_error: float
-    rmse: float
-    snr_db: float
-    cosine: float
-    top1_agreement: float | None
-    rmse_limit: float
-    max_limit: float
-    passed: bool
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -48,11 +40,15 @@ class Verification:
         cosine: Of the angle between both outputs, all elements as one vector.
         top1_agreement: Fraction of samples with the same largest class; None unless an output looks like a
             classifier's: shape (n, classes >= 2), and no float input has that shape.
+        top5_agreement: Fraction of samples whose largest class is among the file's five largest; None for fewer than
+            six classes.
         tolerance: Largest accepted rmse as a fraction of the source's largest |output|; see `verify`.
         passed: Whether every output is within its tolerance.
         why: One sentence with the numbers that decided.
         samples: Number of samples compared.
         outputs: One `OutputCheck` for each output.
+        layers: The error of every layer, in order of execution; empty if it was not measured.
+        diverges: The first layer whose relative error is above the tolerance; None if none is, or none was measured.
     """
 
     max_abs_error: float
@@ -60,35 +56,64 @@ class Verification:
     snr_db: float
     cosine: float
     top1_agreement: float | None
+    top5_agreement: float | None
     tolerance: float
     passed: bool
     why: str
     samples: int
     outputs: tuple[OutputCheck, ...]
+    layers: tuple[LayerError, ...] = ()
+    diverges: LayerError | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes all of it as JSON; beside a `.tflite` file, if that is what `path` names: `model.verify.json`."""
+        place = Path(path)
+        place = place.with_suffix(".verify.json") if place.suffix == ".tflite" else place
+        return write_atomic(place, (json.dumps(_finite(asdict(self)), indent=1) + "\n").encode())
 
     def __str__(self) -> str:
-        top1 = "" if self.top1_agreement is None else f", top-1 agreement {self.top1_agreement:.2%}"
-        return (
-            f"{'passed' if self.passed else 'FAILED'}: {self.why}\n"
-            f"  {self.samples} samples: snr {self.snr_db:.1f} dB, cosine {self.cosine:.6f}{top1}"
-        )
+        tops = (("top-1", self.top1_agreement), ("top-5", self.top5_agreement))
+        said = "".join(f", {name} agreement {share:.2%}" for name, share in tops if share is not None)
+        lines = [
+            f"{'passed' if self.passed else 'FAILED'}: {self.why}",
+            f"  {self.samples} samples: snr {self.snr_db:.1f} dB, cosine {self.cosine:.6f}{said}",
+        ]
+        if self.diverges is not None:
+            lines.append(f"  first layer above the tolerance: {self.diverges}")
+        elif self.layers:
+            lines.append(f"  worst layer: {max(self.layers, key=lambda layer: layer.relative)}")
+        return "\n".join(lines)
 
 
-def verify(source: Any, tflite: TFLite, data: Any, tolerance: float | None = None) -> Verification:
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: such numbers as strings."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def verify(
+    source: Any, tflite: TFLite, data: Any, tolerance: float | None = None, *, layers: bool = False
+) -> Verification:
     """Runs source and file on the same data and compares their outputs.
 
-        limit   = tolerance * max |source| + step
+        limit   = max(tolerance * max |source| + step, noise)
         passed <=> rmse <= limit  and  max |file - source| <= 20 * limit        for every output
 
-    step is that of an int8 output with the default tolerance, as no such file can be closer, but at most 4/255 of
-    max |source|; else 0. The first
-    condition is about accuracy; the second about single values, such as one class of many that never fires.
+    step and noise count with the default tolerance only. step is that of a quantized output, as no such file can be
+    closer, but at most 4/255 of max |source|. noise is the root mean square difference of the file itself on XNNPACK
+    and on the runtime's other kernels, measured when the file would not pass otherwise. The first condition is about
+    accuracy; the second about single values, such as one class of many that never fires. Of a file that does not pass
+    the first layer that differs is looked for.
 
     Args:
         source: As in `convert`.
         tflite: `TFLiteModel`, path, or bytes.
         data: As `representative_data` in `convert`; all of it is used.
         tolerance: Float > 0, or None for the precision's: 2e-5 for float32, 0.002 for float16, 0.04 for the others.
+        layers: Whether the error of every layer is measured, also of a file that passes. Defaults to `False`.
 
     Returns: a `Verification`.
     Raises: TypeError, ValueError, FileNotFoundError for what cannot be read; ValueError if the inputs or outputs of
@@ -107,20 +132,69 @@ def verify(source: Any, tflite: TFLite, data: Any, tolerance: float | None = Non
         resolved = resolve(source)
     arrays = samples.read(resolved.inputs, data, what="data")
     pairs = _pair(resolved, file)
+    given = {pairs[name]: array for name, array in arrays.items()}
     with silenced():
         expected = resolved.predict(arrays)
-        found = Runner(file.content).run({pairs[name]: array for name, array in arrays.items()})
+        found = Runner(file.content).run(given)
     _refuse_bad_reference(expected, resolved.label)
-    names = [pairs[name] for name in expected]
-    steps = [0.0] * len(names)
-    if tolerance is None:
-        tolerance, steps = precisions.get(file.precision).tolerance, _steps(file, names)
-    input_shapes = [array.shape for array in arrays.values() if array.dtype.kind == "f"]
-    checks = [
-        _check(name, reference, found[other], (tolerance, step), input_shapes)
-        for other, step, (name, reference) in zip(names, steps, expected.items(), strict=True)
-    ]
-    return _summary(checks, float(tolerance), len(next(iter(arrays.values()))))
+    found = {name: found[pairs[name]] for name in expected}
+    own = precisions.get(file.precision).tolerance
+    checks = _checks(file, expected, found, arrays, own if tolerance is None else tolerance, tolerance is None)
+    if tolerance is None and not all(check.passed for check in checks):
+        noise = _noise(file, given)
+        noise = {name: noise[pairs[name]] for name in expected}
+        checks = _checks(file, expected, found, arrays, own, True, noise)
+    result = _summary(checks, float(own if tolerance is None else tolerance), len(next(iter(arrays.values()))))
+    return _with_layers(result, resolved, file, arrays, pairs) if layers or not result.passed else result
+
+
+def _checks(
+    file: TFLiteModel,
+    expected: Arrays,
+    found: Arrays,
+    inputs: Arrays,
+    tolerance: float,
+    excused: bool,
+    noise: Mapping[str, float] | None = None,
+) -> list[OutputCheck]:
+    shapes = [array.shape for array in inputs.values() if array.dtype.kind == "f"]
+    steps = dict(zip((info.name for info in file.outputs), records.output_steps(file.content), strict=True))
+    checks = []
+    for place, (name, reference) in enumerate(expected.items()):
+        step = steps.get(name, [*steps.values()][place])
+        accepted = Accepted(tolerance, step if excused else 0.0, (noise or {}).get(name, 0.0))
+        classifier = reference.ndim == 2 and reference.shape[1] >= 2 and reference.shape not in shapes
+        checks.append(
+            check_output(
+                name,
+                reference,
+                found[name],
+                accepted,
+                step=step,
+                classifier=classifier,
+                measured=noise is not None,
+            )
+        )
+    return checks
+
+
+def _noise(file: TFLiteModel, given: Arrays) -> dict[str, float]:
+    """Root mean square difference of each output on XNNPACK and on the runtime's other kernels."""
+    some = {name: array[:_NOISE_SAMPLES] for name, array in given.items()}
+    with silenced():
+        one, other = Runner(file.content).run(some), Runner(file.content, kernels="builtin").run(some)
+    return {name: float(np.sqrt(np.mean((one[name].astype(np.float64) - other[name]) ** 2))) for name in one}
+
+
+def _with_layers(
+    result: Verification, source: Source, file: TFLiteModel, arrays: Arrays, pairs: Mapping[str, str]
+) -> Verification:
+    try:
+        with silenced():
+            errors = layer_errors(source, file, arrays, pairs)
+    except (ConversionError, ValueError):  # the source alone does not become a float file: nothing to compare with
+        return result
+    return replace(result, layers=errors, diverges=first_beyond(errors, result.tolerance))
 
 
 def _pair(source: Source, file: TFLiteModel) -> dict[str, str]:
@@ -147,66 +221,26 @@ def _refuse_bad_reference(expected: dict[str, np.ndarray], label: str) -> None:
             raise ValueError(f"{label} itself gives NaN or infinity in output {name!r} on this data.")
 
 
-def _steps(file: TFLiteModel, names: list[str]) -> list[float]:
-    steps = dict(zip((info.name for info in file.outputs), records.output_steps(file.content), strict=True))
-    return [steps[name] for name in names]
-
-
-def _check(
-    name: str,
-    reference: np.ndarray,
-    candidate: np.ndarray,
-    accepted: tuple[float, float],
-    input_shapes: list[tuple[int, ...]],
-) -> OutputCheck:
-    if reference.shape != candidate.shape:
-        raise ValueError(f"Output {name!r}: the source gives shape {reference.shape}, the file {candidate.shape}.")
-    distance = metrics.errors(reference, candidate)
-    tolerance, step = accepted
-    # A file with a grid far wider than its source's outputs must not loosen its own limit.
-    limit = tolerance * distance.peak + min(step, _MAX_STEP * distance.peak)
-    classifier = reference.ndim == 2 and reference.shape[1] >= 2 and reference.shape not in input_shapes
-    return OutputCheck(
-        name=name,
-        max_abs_error=distance.max_abs_error,
-        rmse=distance.rmse,
-        snr_db=distance.snr_db,
-        cosine=distance.cosine,
-        top1_agreement=metrics.top1_agreement(reference, candidate) if classifier else None,
-        rmse_limit=limit,
-        max_limit=_MAX_OVER_RMSE * limit,
-        passed=distance.rmse <= limit and distance.max_abs_error <= _MAX_OVER_RMSE * limit,
-    )
-
-
-def _excess(check: OutputCheck) -> float:
-    """How much of its limit an output uses: above 1 it fails."""
-    if check.max_abs_error == 0:
-        return 0.0
-    if check.rmse_limit == 0:
-        return float("inf")
-    return max(check.rmse / check.rmse_limit, check.max_abs_error / check.max_limit)
-
-
-def _why(check: OutputCheck, tolerance: float, several: bool) -> str:
-    place = f"output {check.name!r}: " if several else ""
-    sides = (("rmse", check.rmse, check.rmse_limit), ("max |error|", check.max_abs_error, check.max_limit))
-    said = [f"{name} {value:.3g} {'<=' if value <= limit else '>'} {limit:.3g}" for name, value, limit in sides]
-    return f"{place}{', '.join(said)} (tolerance {tolerance:g} of the largest |output|)"
-
-
 def _summary(checks: list[OutputCheck], tolerance: float, samples: int) -> Verification:
-    worst = max(checks, key=_excess)
-    agreements = [check.top1_agreement for check in checks if check.top1_agreement is not None]
+    worst = max(checks, key=lambda check: check.excess)
+    place = f"output {worst.name!r}: " if len(checks) > 1 else ""
+    first, five = (
+        [share for share in shares if share is not None]
+        for shares in (
+            [check.top1_agreement for check in checks],
+            [check.top5_agreement for check in checks],
+        )
+    )
     return Verification(
         max_abs_error=max(check.max_abs_error for check in checks),
         rmse=max(check.rmse for check in checks),
         snr_db=min(check.snr_db for check in checks),
         cosine=min(check.cosine for check in checks),
-        top1_agreement=min(agreements, default=None),
+        top1_agreement=min(first, default=None),
+        top5_agreement=min(five, default=None),
         tolerance=tolerance,
         passed=all(check.passed for check in checks),
-        why=_why(worst, tolerance, len(checks) > 1),
+        why=place + worst.why(tolerance),
         samples=samples,
         outputs=tuple(checks),
     )

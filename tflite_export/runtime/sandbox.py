@@ -130,8 +130,8 @@ def _problem(content: bytes) -> str:
         if runner.allocated:
             runner.set_zeros()
             runner.invoke()
-    except (ValueError, RuntimeError, MemoryError) as error:
-        return str(error)
+    except Exception as error:  # names that are no text, numbers that do not fit, ...
+        return f"{type(error).__name__}: {error}" if not isinstance(error, ValueError | RuntimeError) else str(error)
     return ""
 
 
