@@ -18,6 +18,7 @@ _HOME = {
     "CSource": "tflite_export.app.c_source",
     "ConversionError": "tflite_export.errors",
     "Latency": "tflite_export.proof.latency",
+    "Inspection": "tflite_export.tflite.inspection",
     "LayerError": "tflite_export.proof.divergence",
     "OutputCheck": "tflite_export.proof.outputs",
     "TFLiteModel": "tflite_export.runtime.model",
@@ -26,6 +27,9 @@ _HOME = {
     "benchmark": "tflite_export.proof.latency",
     "c_array": "tflite_export.app.c_source",
     "convert": "tflite_export.conversion.convert",
+    "apply_update": "tflite_export.tflite.update",
+    "inspect": "tflite_export.tflite.inspection",
+    "update": "tflite_export.tflite.update",
     "verify": "tflite_export.proof.verification",
 }
 

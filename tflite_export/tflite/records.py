@@ -9,6 +9,7 @@ import numpy as np
 from tflite_export.tflite import flatbuffer
 
 _BORDER = ("QUANTIZE", "DEQUANTIZE")
+_NO_LAYER = ("StatefulPartitionedCall", "PartitionedCall", "tfl.")
 _INTEGERS = ("int4", "int8", "uint8", "int16")
 
 
@@ -23,7 +24,7 @@ class TensorRecord:
         scales: One for the tensor, or one for each channel; empty if not quantized. value = scale * (q - zero_point).
         zero_points: As many as scales.
         axis: Channel axis of the scales.
-        data: Constant values in `dtype`, or None.
+        data: Constant values in `dtype` (int4 as int8; bytes of strings and sparse ones), or None.
     """
 
     name: str
@@ -74,11 +75,32 @@ def ops(content: bytes, layers: Collection[str] = (), *, scopes_numbered: bool =
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
             name, custom = flatbuffer.operator_name(model, operator)
-            inputs = tuple(records[i] for i in _indices(operator.InputsAsNumpy()) if i >= 0)
-            outputs = tuple(records[i] for i in _indices(operator.OutputsAsNumpy()) if i >= 0)
+            inputs = tuple(records[i] for i in numbers(operator.InputsAsNumpy()) if i >= 0)
+            outputs = tuple(records[i] for i in numbers(operator.OutputsAsNumpy()) if i >= 0)
             layer = _origin(inputs, outputs, layers, scopes_numbered)
             found.append(OpRecord(name, custom, inputs, outputs, layer))
     return tuple(found)
+
+
+def constants(content: bytes) -> dict[str, bytes]:
+    """Name -> stored bytes of every constant of a file, inner graphs included."""
+    model = flatbuffer.read(content)
+    found = {}
+    for number in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(number)
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            buffer = model.Buffers(tensor.Buffer())
+            if buffer is not None and buffer.DataLength():
+                found[f"{number}/{tensor.Name().decode()}" if number else tensor.Name().decode()] = (
+                    buffer.DataAsNumpy().tobytes()
+                )
+    return found
+
+
+def is_nameless(path: str) -> bool:
+    """Whether it is the name of an output of the model, or of what the converter put in, which tells no layer."""
+    return path.startswith(_NO_LAYER)
 
 
 def precision_of(content: bytes) -> str:
@@ -87,8 +109,8 @@ def precision_of(content: bytes) -> str:
     if any(tensor.scales and tensor.dtype in _INTEGERS for op in found for tensor in op.outputs):
         graph = flatbuffer.read(content).Subgraphs(0)
         border = tensors(content)
-        numbers = [*_indices(graph.InputsAsNumpy()), *_indices(graph.OutputsAsNumpy())]
-        kinds = {border[number].dtype for number in numbers}
+        edges = [*numbers(graph.InputsAsNumpy()), *numbers(graph.OutputsAsNumpy())]
+        kinds = {border[number].dtype for number in edges}
         if "float32" in kinds:
             return "int8_float_io"
         return "uint8" if "uint8" in kinds else "int16x8" if "int16" in kinds else "int8"
@@ -102,7 +124,7 @@ def output_steps(content: bytes) -> tuple[float, ...]:
     """Step of each output of the main graph, in the unit of the output: 0 where it was never quantized."""
     graph, records = flatbuffer.read(content).Subgraphs(0), tensors(content)
     restored = {op.outputs[0].name: op.inputs[0] for op in ops(content) if op.name == "DEQUANTIZE"}
-    outputs = [records[number] for number in _indices(graph.OutputsAsNumpy())]
+    outputs = [records[number] for number in numbers(graph.OutputsAsNumpy())]
     return tuple(max(restored.get(tensor.name, tensor).scales, default=0.0) for tensor in outputs)
 
 
@@ -139,11 +161,10 @@ def _origin(
     inputs: tuple[TensorRecord, ...], outputs: tuple[TensorRecord, ...], layers: Collection[str], numbered: bool
 ) -> str:
     constants = [tensor for tensor in inputs if tensor.data is not None]
-    for tensor in (*outputs, *constants):
-        layer = layer_of(tensor.name, layers, scopes_numbered=numbered)
-        if layer:
-            return layer
-    return ""
+    named = [tensor.name for tensor in (*outputs, *constants)]
+    if not layers:  # the name of an output of the model, or of what the converter put in, says nothing
+        named = [name for name in named if not is_nameless(name)] or named[:1]
+    return next((layer for name in named if (layer := layer_of(name, layers, scopes_numbered=numbered))), "")
 
 
 def _tensor(model: object, tensor: object) -> TensorRecord:
@@ -151,14 +172,15 @@ def _tensor(model: object, tensor: object) -> TensorRecord:
     scales = quantization.ScaleAsNumpy() if quantization is not None and quantization.ScaleLength() else []
     zeros = quantization.ZeroPointAsNumpy() if quantization is not None and quantization.ZeroPointLength() else []
     dtype = flatbuffer.dtype_name(tensor.Type())  # type: ignore[attr-defined]
-    shape = tuple(int(size) for size in _indices(tensor.ShapeAsNumpy()))  # type: ignore[attr-defined]
+    shape = tuple(int(size) for size in numbers(tensor.ShapeAsNumpy()))  # type: ignore[attr-defined]
     buffer = model.Buffers(tensor.Buffer())  # type: ignore[attr-defined]
     data = None
     if buffer is not None and buffer.DataLength():
         raw = buffer.DataAsNumpy()
         try:
-            data = raw.view(dtype).reshape(shape)
-        except (TypeError, ValueError):  # strings, packed int4, sparse
+            data = _unpacked(raw, int(np.prod(shape))) if dtype == "int4" else raw.view(dtype)
+            data = data.reshape(shape)
+        except (TypeError, ValueError):  # strings, sparse
             data = raw
     return TensorRecord(
         name=tensor.Name().decode(),  # type: ignore[attr-defined]
@@ -171,6 +193,12 @@ def _tensor(model: object, tensor: object) -> TensorRecord:
     )
 
 
-def _indices(values: object) -> list[int]:
-    """`AsNumpy` of the generated schema gives 0 for an absent list."""
+def _unpacked(raw: np.ndarray, count: int) -> np.ndarray:
+    """Integers of four bits, two in a byte, the lower half first, as int8."""
+    halves = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1)[:count].astype(np.int8)
+    return np.where(halves > 7, halves - 16, halves).astype(np.int8)
+
+
+def numbers(values: object) -> list[int]:
+    """A list of numbers; `AsNumpy` of the generated schema gives 0 for an absent one."""
     return [] if isinstance(values, int) else [int(value) for value in values]  # type: ignore[attr-defined]

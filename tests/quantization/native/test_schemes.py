@@ -49,16 +49,9 @@ def kernels_in(content):
         place = {"DEPTHWISE_CONV_2D": 3}.get(op.name, 0)
         if len(op.inputs) > 2 and op.inputs[1].scales:
             kernel = op.inputs[1]
-            data = kernel.data if kernel.dtype != "int4" else unpacked(kernel.data, kernel.shape)
-            matrix = np.moveaxis(data, place, 0).reshape(kernel.shape[place], -1)
+            matrix = np.moveaxis(kernel.data, place, 0).reshape(kernel.shape[place], -1)
             found[next(names)] = matrix, np.array(kernel.scales), kernel.dtype
     return found
-
-
-def unpacked(data, shape):
-    low, high = (data.view("uint8") & 15).astype(int), (data.view("uint8") >> 4).astype(int)
-    flat = np.stack([low, high], -1).reshape(-1)[: int(np.prod(shape))]
-    return np.where(flat > 7, flat - 16, flat).reshape(shape)
 
 
 def by_channel(variable, axes):
