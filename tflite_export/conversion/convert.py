@@ -14,6 +14,7 @@ from tflite_export.conversion.graph import LOOPS, check_weights, operations_in, 
 from tflite_export.conversion.job import Job
 from tflite_export.conversion.lowering import lowered
 from tflite_export.conversion.sameness import differences
+from tflite_export.conversion.signatures import convert_signatures
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
@@ -56,7 +57,9 @@ def convert(
         source: Keras 3 model (Functional, Sequential, or subclassed and called once), tf_keras model, concrete function
             or `tf.function` with an input signature, path of a `.keras` or `.h5` file or of a SavedModel folder, or an
             object with `__tflite_source__()`. A QAT source keeps the ranges it was trained with; only tensors without a
-            range are calibrated (`TFLiteModel.calibrated`).
+            range are calibrated (`TFLiteModel.calibrated`). Or a dict signature name -> source, for one file with
+            several signatures that share their weights, e.g. `{"embed": encoder, "classify": model}`; its
+            `representative_data` is a dict signature name -> data (`TFLiteModel.session` calls them).
         precision: String, see the table.
         representative_data: Inputs as in use (100-500 samples), from which int8 learns the ranges of a float source:
             array (n, ...), dict input name -> array, list with one array for each input, `tf.data.Dataset`, generator
@@ -90,6 +93,13 @@ def convert(
     _check_integer("max_samples", max_samples)
     if min_runtime is not None:
         number(min_runtime)
+    if isinstance(source, Mapping):
+        if shapes is not None:
+            raise ValueError("`shapes` is for one source; give the sources of several signatures fixed shapes.")
+        contract = Contract(rule, batch is None, min_runtime=min_runtime, max_bytes=max_bytes)
+        return convert_signatures(
+            source, contract, representative_data, batch=batch, max_samples=max_samples, verbose=verbose
+        )
     with silenced(verbose):
         resolved = resolve(source)
     _check_batch(resolved, batch)

@@ -1,5 +1,6 @@
 """From a source to a SavedModel, which is what the converter reads."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,15 +39,29 @@ def save(source: Source, function: Any, folder: str) -> None:
 
     Raises: ConversionError.
     """
+    save_all([source], {"serving_default": function}, folder)
+
+
+def save_all(sources: Sequence[Source], functions: Mapping[str, Any], folder: str) -> None:
+    """Writes a SavedModel with several signatures, which share the variables that their sources share.
+
+    Args:
+        sources: One for each function.
+        functions: Signature name -> concrete function.
+        folder: Where to.
+
+    Raises: ConversionError.
+    """
     import tensorflow as tf
 
     holder = tf.Module()
     # The variables alone: saving a tf_keras model itself would trace every layer of it again.
-    holder.tracked = [*_variables(source.module), *function.graph.variables]
-    if not hasattr(source.module, "variables"):
-        holder.module = source.module
+    held = [variable for source in sources for variable in _variables(source.module)]
+    holder.tracked = [*held, *(variable for function in functions.values() for variable in function.graph.variables)]
+    holder.modules = [source.module for source in sources if not hasattr(source.module, "variables")]
+    source = sources[0]
     try:
-        tf.saved_model.save(holder, folder, signatures={"serving_default": function})
+        tf.saved_model.save(holder, folder, signatures=dict(functions))
     except (AssertionError, ValueError) as error:  # a table of a lookup layer, a name TensorFlow cannot store
         reason = str(error).strip().splitlines()[0]
         raise ConversionError(

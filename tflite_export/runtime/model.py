@@ -11,6 +11,7 @@ from tflite_export.files import gzip_size, write_atomic
 from tflite_export.runtime import sandbox
 from tflite_export.runtime.partitions import Partitions, partitions_of
 from tflite_export.runtime.runner import Runner, grid
+from tflite_export.runtime.session import Session
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
 from tflite_export.tflite import op_versions
@@ -149,6 +150,18 @@ class TFLiteModel:
         arrays = samples.read(self.float_specs, inputs, what="inputs")
         results = Runner(self.content, threads).run(arrays)
         return next(iter(results.values())) if len(results) == 1 else results
+
+    def session(self, *, threads: int = 1) -> Session:
+        """The file loaded for calls by signature, of which one may change the variables that another one reads.
+
+        Example:
+        ```
+        session = file.session()
+        session.run("train", {"image": images, "label": labels})
+        session.run("infer", images)
+        ```
+        """
+        return Session(self.content, threads)
 
     def __str__(self) -> str:
         lines = [f"{self.precision} .tflite, {self.size_bytes:,} bytes"]

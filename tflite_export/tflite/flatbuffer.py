@@ -1,6 +1,6 @@
 """Reads a `.tflite` file without TensorFlow, and puts its inputs and outputs in order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,30 @@ def order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> byte
 
     Raises: ValueError if the names are not those of the signature.
     """
+    signature = read(content).SignatureDefs(0)
+    return order_signatures(content, {signature.SignatureKey().decode(): (inputs, outputs)})
+
+
+def order_signatures(content: bytes, wanted: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> bytes:
+    """As `order`, for the graph of each signature: signature name -> (inputs, outputs).
+
+    Raises: ValueError if the names are not those of the signatures.
+    """
     buffer = bytearray(content)
     model = read(buffer)
-    signature, subgraph = model.SignatureDefs(0), model.Subgraphs(0)
+    signatures = [model.SignatureDefs(number) for number in range(model.SignatureDefsLength())]
+    by_name = {signature.SignatureKey().decode(): signature for signature in signatures}
+    if set(by_name) != set(wanted):
+        raise ValueError(f"The file's signatures are {sorted(by_name)}; expected {sorted(wanted)}.")
+    for name, (inputs, outputs) in wanted.items():
+        _order_graph(by_name[name], model.Subgraphs(by_name[name].SubgraphIndex()), inputs, outputs)
+    return bytes(buffer)
+
+
+def _order_graph(signature: Any, subgraph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     tables = {
-        "inputs": (inputs, _names(signature.Inputs, signature.InputsLength()), subgraph.InputsAsNumpy()),
-        "outputs": (outputs, _names(signature.Outputs, signature.OutputsLength()), subgraph.OutputsAsNumpy()),
+        "inputs": (inputs, _names(signature.Inputs, signature.InputsLength()), _list(subgraph.InputsAsNumpy())),
+        "outputs": (outputs, _names(signature.Outputs, signature.OutputsLength()), _list(subgraph.OutputsAsNumpy())),
     }
     for what, (wanted, tensors, indices) in tables.items():
         if set(wanted) != set(tensors):
@@ -54,7 +72,6 @@ def order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> byte
         if sorted(permuted) != sorted(indices):
             raise ValueError(f"The file's {what} and its signature disagree: tensors {indices} and {permuted}.")
         indices[:] = permuted
-    return bytes(buffer)
 
 
 def operator_name(model: Any, operator: Any) -> tuple[str, bool]:
@@ -95,6 +112,11 @@ def dtype_name(number: int) -> str:
 
     names = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
     return names.get(number, f"type{number}").lower()
+
+
+def _list(values: Any) -> np.ndarray:
+    """`AsNumpy` of the generated schema gives 0 for an absent list."""
+    return np.zeros(0, np.int32) if isinstance(values, int) else values
 
 
 def _bytes(buffer: Any) -> bytes:
