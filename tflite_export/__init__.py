@@ -29,6 +29,7 @@ _HOME = {
     "convert": "tflite_export.conversion.convert",
     "apply_update": "tflite_export.tflite.update",
     "inspect": "tflite_export.tflite.inspection",
+    "trainable_head": "tflite_export.sources.training",
     "update": "tflite_export.tflite.update",
     "verify": "tflite_export.proof.verification",
 }

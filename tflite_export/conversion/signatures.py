@@ -1,5 +1,6 @@
 """Several functions in one file that share their weights: `embed` and `classify`, `infer` and `train`."""
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -177,10 +178,23 @@ def _operations(model: TFLiteModel, parts: tuple[Part, ...], contract: Contract)
     return [violation for rule in rules for violation in rule(contract, model, whole, ops)]
 
 
+@contextlib.contextmanager
+def _unchanged(parts: tuple[Part, ...]) -> Iterator[None]:
+    """Puts back what a source assigns to its variables."""
+    held = {id(variable): variable for part in parts for variable in getattr(part.source.module, "variables", ())}
+    before = [(variable, np.array(variable)) for variable in held.values()]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
 def _values(model: TFLiteModel, parts: tuple[Part, ...], rule: Precision) -> Iterator[Violation]:
     """Each signature once, on a fresh file: what one assigns must not be in the answer of another."""
     for part in parts:
-        expected = part.source.predict(part.sample)
+        with _unchanged(parts):
+            expected = part.source.predict(part.sample)
         found = Session(model.content).call(part.name, part.sample)
         for name, reference in expected.items():
             place = f"signature {part.name!r}, output {name!r}"

@@ -1,0 +1,148 @@
+"""One file, several functions: shared weights, and training on the device."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tflite_export
+from tflite_export.tflite import flatbuffer, records
+
+layers = keras.layers
+X = np.random.default_rng(0).random((40, 8, 8, 3)).astype("float32")
+LABELS = X[:, :, :, :2].mean((1, 2)).argmax(-1).astype("int32")
+
+
+@pytest.fixture(scope="module")
+def nets():
+    keras.utils.set_random_seed(1)
+    image = keras.Input((8, 8, 3), name="image")
+    h = layers.GlobalAveragePooling2D()(layers.Conv2D(64, 3, activation="relu", name="conv")(image))
+    encoder = keras.Model(image, layers.Dense(24, activation="relu", name="wide")(h), name="encoder")
+    return encoder, keras.Model(image, layers.Dense(3, name="head")(encoder(image)), name="classifier")
+
+
+@pytest.mark.parametrize(
+    ("precision", "limit"), [("float32", 1e-5), ("float16", 2e-3), ("dynamic", 2e-2), ("int8", 2e-2)]
+)
+def test_embed_and_classify_share_their_weights(nets, precision, limit):
+    encoder, classifier = nets
+    data = {"embed": X, "classify": X} if precision == "int8" else None
+    file = tflite_export.convert({"embed": encoder, "classify": classifier}, precision, data)
+    session = file.session()
+    assert set(session.signatures) == {"embed", "classify"}
+    expected = {"embed": np.asarray(encoder(X)), "classify": np.asarray(classifier(X))}
+    for name, values in expected.items():
+        (found,) = session.run(name, X).values()
+        assert np.abs(found - values).max() <= limit * np.abs(values).max(), name
+    alone = tflite_export.convert(classifier, precision, X).size_bytes
+    weights = {"float32": 4, "float16": 2}.get(precision, 1) * (27 * 64 + 64 * 24)
+    assert file.size_bytes < alone + 0.7 * weights + 1500  # of a graph
+
+
+def test_inputs_of_each_signature_are_in_order():
+    a, b = keras.Input((2,), name="zz"), keras.Input((3,), name="aa")
+    one = keras.Model([a, b], {"q": layers.Dense(2)(a), "p": layers.Dense(4)(b)})
+    file = tflite_export.convert({"first": one, "second": one}, "float32")
+    model = flatbuffer.read(file.content)
+    for number in range(2):
+        graph = model.Subgraphs(model.SignatureDefs(number).SubgraphIndex())
+        tensors = records.tensors(file.content, model.SignatureDefs(number).SubgraphIndex())
+        assert [tensors[i].shape for i in graph.InputsAsNumpy()] == [(1, 2), (1, 3)]
+
+
+def test_training_on_the_device_equals_keras(nets):
+    """Eleven steps of SGD with momentum, in the runtime and by Keras, from the same weights."""
+    encoder, classifier = nets
+    file = tflite_export.convert(
+        tflite_export.trainable_head(classifier, batch=8, learning_rate=0.2, momentum=0.9), "float32"
+    )
+    assert file.min_runtime == "2.6"
+    session = file.session()
+    np.testing.assert_allclose(session.run("infer", X)["logits"], classifier(X), atol=1e-5)
+
+    again = tflite_export.convert(tflite_export.trainable_head(classifier), "float32").session()
+    np.testing.assert_allclose(again.run("infer", X)["logits"], classifier(X), atol=1e-5)  # nothing was trained yet
+    image = keras.Input((24,))
+    head = keras.Model(image, layers.Dense(3, name="copy")(image))
+    head.set_weights(classifier.get_layer("head").get_weights())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    head.compile(keras.optimizers.SGD(0.2, momentum=0.9), loss, jit_compile=False)
+    features = np.asarray(encoder(X))
+    losses = []
+    for step in range(11):
+        rows = np.arange(8 * step, 8 * step + 8) % 40
+        losses.append(float(head.train_on_batch(features[rows], LABELS[rows])))
+        (found,) = session.run("train", {"image": X[rows], "label": LABELS[rows]})["loss"]
+        assert found[0] == pytest.approx(losses[-1], rel=1e-4)
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(session.run("infer", X)["logits"], head(features), atol=1e-4)
+
+    kept = session.run("save", np.zeros((1, 1), "float32"))["parameters"]
+    kernel, bias = head.get_weights()
+    np.testing.assert_allclose(kept[0], np.concatenate([kernel.ravel(), bias]), atol=1e-4)
+    fresh = file.session()
+    np.testing.assert_allclose(fresh.run("infer", X)["logits"], classifier(X), atol=1e-5)
+    fresh.run("restore", kept)
+    np.testing.assert_allclose(fresh.run("infer", X)["logits"], head(features), atol=1e-4)
+
+
+def test_heads_that_are_refused(nets):
+    encoder, classifier = nets
+    with pytest.raises(ValueError, match=r"must be a Dense with softmax or without activation.*Dense 'wide' with relu"):
+        tflite_export.trainable_head(encoder)
+    nested = keras.Sequential([keras.Input((8, 8, 3)), classifier])
+    with pytest.raises(ValueError, match="is the nested model 'classifier'"):
+        tflite_export.trainable_head(nested)
+    with pytest.raises(TypeError, match="with one output"):
+        tflite_export.trainable_head(keras.Sequential([layers.Dense(2)]))
+    for wrong in ({"batch": 0}, {"learning_rate": 0}, {"momentum": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            tflite_export.trainable_head(classifier, **wrong)
+
+
+def test_bad_arguments(nets):
+    encoder, classifier = nets
+    two = {"embed": encoder, "classify": classifier}
+    bad = [
+        ({}, "float32", None, "an empty dict"),
+        ({"a b": encoder}, "float32", None, r"letters, digits and _.*\['a b'\]"),
+        (two, "int16x8", None, "can be 'float32', 'float16'.*got 'int16x8'"),
+        (two, "int8", {"embed": X}, r"for every signature; missing: \['classify'\]"),
+        (two, "int8", X, "is a dict signature name -> data"),
+        (two, "float32", {"other": X}, r"of \['embed', 'classify'\]; got \['other'\]"),
+    ]
+    for sources, precision, data, message in bad:
+        with pytest.raises(ValueError, match=message):
+            tflite_export.convert(sources, precision, data)
+    session = tflite_export.convert(two, "float32").session()
+    with pytest.raises(ValueError, match=r"the signatures \['classify', 'embed'\]; got 'detect'"):
+        session.run("detect", X)
+    with pytest.raises(ValueError, match="expected shape"):
+        session.run("embed", X[:, :4])
+
+
+def test_a_signature_that_is_another_function(nets, monkeypatch):
+    encoder, _ = nets
+    from tflite_export.runtime.session import Session
+
+    call = Session.call
+    monkeypatch.setattr(Session, "call", lambda *given: {name: 2 * value for name, value in call(*given).items()})
+    with pytest.raises(tflite_export.ConversionError, match="signature 'embed', output 'wide': another function"):
+        tflite_export.convert({"embed": encoder}, "float32")
+
+
+def test_limits_hold_for_several_signatures(nets):
+    encoder, classifier = nets
+    sources = {"embed": encoder, "classify": classifier}
+    with pytest.raises(tflite_export.ConversionError, match="at most 100 were asked for"):
+        tflite_export.convert(sources, "float32", max_bytes=100)
+    with pytest.raises(tflite_export.ConversionError, match="needs TensorFlow Lite 2.17; asked for was 2.5"):
+        tflite_export.convert(sources, "dynamic", min_runtime="2.5")
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 3, 3], name="m")])
+    def factor(m):
+        return tf.linalg.cholesky(m)
+
+    with pytest.raises(tflite_export.ConversionError, match="Cholesky"):
+        tflite_export.convert({"embed": encoder, "factor": factor}, "float32")
