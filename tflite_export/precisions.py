@@ -126,6 +126,18 @@ def uint8(converter: Any, representative: Callable[[], Any] | None) -> None:
     converter.inference_input_type = converter.inference_output_type = tf.uint8
 
 
+@precision("int4", tolerance=0.15)
+def int4(converter: Any, representative: Callable[[], Any] | None) -> None:
+    """Weights of dense layers int4, others int8, activations quantized at run time: for nets that are mostly dense."""
+    dynamic(converter, representative)
+
+
+@precision("int8_int4", tolerance=0.15, integer=True)
+def int8_int4(converter: Any, representative: Callable[[], Any] | None) -> None:
+    """As int8_float_io, with weights of dense layers int4."""
+    _integer(converter, representative)
+
+
 @precision("int8_float_io", tolerance=0.04, integer=True)
 def int8_float_io(converter: Any, representative: Callable[[], Any] | None) -> None:
     """As int8, but inputs and outputs stay float32."""

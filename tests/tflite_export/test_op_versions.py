@@ -52,3 +52,15 @@ def test_numbers():
     for wrong in ("two", "2.x", "", 2.17, "2.17-rc0"):
         with pytest.raises(ValueError, match=r"release such as '2\.9'"):
             op_versions.number(wrong)
+
+
+def test_of_kernels_that_are_put_into_a_file():
+    """What TensorFlow's own tools write for these types (op_version.cc)."""
+    net = keras.Sequential([keras.Input((64,)), layers.Dense(32, activation="relu"), layers.Dense(16)])
+    x = np.random.default_rng(0).normal(size=(20, 64)).astype("float32")
+    wanted = {"int8_weights": ("DEQUANTIZE", 5, "2.7"), "int4": ("FULLY_CONNECTED", 12, "2.17")}
+    wanted["int8_int4"] = ("FULLY_CONNECTED", 10, "2.11")
+    for precision, newest in wanted.items():
+        content = tflite_export.convert(net, precision, x).content
+        assert op_versions.needed(content)[0] == op_versions.Needed(*newest), precision
+        assert flatbuffer.metadata(content)["min_runtime_version"].rstrip(b"\0").decode() == f"{newest[2]}.0"

@@ -93,7 +93,7 @@ def test_int8_float_io_is_the_int8_net_with_float_borders(convnet, images, int8_
 def test_unknown_precision_lists_the_known(dense):
     with pytest.raises(
         ValueError,
-        match="'float16', 'dynamic', 'int8_weights', 'int16x8', 'int8', 'uint8', 'int8_float_io'; got 'int9'",
+        match="'int16x8', 'int8', 'uint8', 'int4', 'int8_int4', 'int8_float_io'; got 'int9'",
     ):
         tflite_export.convert(dense, "int9")
 

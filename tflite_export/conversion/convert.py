@@ -51,6 +51,8 @@ def convert(
     | `"int16x8"` | weights int8, activations int16, inputs and outputs too |
     | `"int8"` | everything int8, inputs and outputs too |
     | `"uint8"` | as `"int8"`, inputs and outputs uint8 |
+    | `"int4"` | as `"dynamic"`, kernels of dense layers int4 |
+    | `"int8_int4"` | as `"int8_float_io"`, kernels of dense layers int4 |
     | `"int8_float_io"` | everything int8 but inputs and outputs |
 
     Args:

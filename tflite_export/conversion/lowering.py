@@ -36,6 +36,8 @@ def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes,
     content, floats = kernels.patch(content, _kernels(job, content), rule.integer)
     if rule.name == "int16x8":
         content = kernels.widen_biases(content)
+    if rule.name in ("int4", "int8_int4"):
+        content = kernels.narrow_dense(content)
     return content, calibrated, floats
 
 

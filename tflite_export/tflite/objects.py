@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from tflite_export.tflite import flatbuffer
+from tflite_export.tflite.op_versions import number, runtime_of
+from tflite_export.tflite.versioning import version_of
 
 _ALIGNMENT = 16
 
@@ -141,6 +143,7 @@ class FileObjects:
         import flatbuffers
 
         self._drop_unused()
+        self._set_versions()
         # Constants on addresses that every kernel can read; the generated code aligns nothing.
         for place, buffer in enumerate(self.model.buffers):
             self.model.buffers[place] = _aligned(buffer)
@@ -180,16 +183,41 @@ class FileObjects:
         operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         self.operators.insert(place, operator)
 
-    def _code(self, kind: str) -> int:
+    def _code(self, kind: str, version: int | None = None) -> int:
         number = getattr(self._schema.BuiltinOperator, kind)
         for place, code in enumerate(self.model.operatorCodes):
-            if max(code.builtinCode, code.deprecatedBuiltinCode) == number:
+            same = max(code.builtinCode, code.deprecatedBuiltinCode) == number
+            if same and version in (None, code.version):
                 return place
         code = self._schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = number
-        code.version = 6 if kind == "DEQUANTIZE" else 1
+        code.builtinCode, code.deprecatedBuiltinCode = number, min(number, 127)
+        code.version = version or 1
         self.model.operatorCodes.append(code)
         return len(self.model.operatorCodes) - 1
+
+    def _set_versions(self) -> None:
+        """The versions of operations whose types were changed, and the runtime that the file says it needs."""
+        for operator in self.operators:
+            kind, tensors = self.kind(operator), self.graph.tensors
+            inputs = [tensors[i] for i in operator.inputs if i >= 0]
+            outputs = [tensors[i] for i in operator.outputs]
+            per_channel = any(
+                (found := self.steps(int(i))) is not None and len(found) > 1 for i in operator.inputs if i >= 0
+            )
+            version = version_of(kind, [*map(self._type, inputs)], [*map(self._type, outputs)], per_channel)
+            if version is not None:
+                operator.opcodeIndex = self._code(kind, version)
+        used = {operator.opcodeIndex for graph in self.model.subgraphs for operator in graph.operators}
+        codes = [self.model.operatorCodes[place] for place in used]
+        needs = [runtime_of(self._kinds[max(c.builtinCode, c.deprecatedBuiltinCode)], c.version) for c in codes]
+        for entry in self.model.metadata or []:
+            if entry.name == b"min_runtime_version" and None not in needs:
+                newest = max((need or "1.5" for need in needs), key=number, default="1.5")
+                full = newest if newest.count(".") > 1 else f"{newest}.0"
+                self.model.buffers[entry.buffer].data = np.frombuffer(full.encode().ljust(16, b"\0"), np.uint8)
+
+    def _type(self, tensor: Any) -> str:
+        return flatbuffer.dtype_name(tensor.type)
 
     def _drop_unused(self) -> None:
         """Empties the buffers of tensors that no operation reads."""

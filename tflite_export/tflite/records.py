@@ -106,18 +106,22 @@ def is_nameless(path: str) -> bool:
 def precision_of(content: bytes) -> str:
     """The precision a file from elsewhere has, by its tensors: a name of `tflite_export.precisions`."""
     found = [op for op in ops(content) if op.name not in _BORDER]
+    constants = {tensor.dtype for op in ops(content) for tensor in op.inputs if tensor.data is not None}
     if any(tensor.scales and tensor.dtype in _INTEGERS for op in found for tensor in op.outputs):
-        graph = flatbuffer.read(content).Subgraphs(0)
-        border = tensors(content)
+        graph, border = flatbuffer.read(content).Subgraphs(0), tensors(content)
         edges = [*numbers(graph.InputsAsNumpy()), *numbers(graph.OutputsAsNumpy())]
-        kinds = {border[number].dtype for number in edges}
-        if "float32" in kinds:
-            return "int8_float_io"
-        return "uint8" if "uint8" in kinds else "int16x8" if "int16" in kinds else "int8"
-    constants = [tensor for op in ops(content) for tensor in op.inputs if tensor.data is not None]
-    if any(tensor.scales and tensor.dtype in _INTEGERS for tensor in constants):
-        return "dynamic"
-    return "float16" if any(tensor.dtype == "float16" for tensor in constants) else "float32"
+        return _of_integers({border[number].dtype for number in edges}, "int4" in constants)
+    if any(tensor.scales and tensor.dtype in _INTEGERS for op in ops(content) for tensor in op.inputs):
+        computed = {tensor.dtype for op in found for tensor in op.inputs if tensor.data is not None}
+        return "int8_weights" if not computed & {*_INTEGERS} else "int4" if "int4" in computed else "dynamic"
+    return "float16" if "float16" in constants else "float32"
+
+
+def _of_integers(edges: set[str], has_int4: bool) -> str:
+    """By the types of inputs and outputs, and of kernels."""
+    if "float32" in edges:
+        return "int8_int4" if has_int4 else "int8_float_io"
+    return "uint8" if "uint8" in edges else "int16x8" if "int16" in edges else "int8"
 
 
 def output_steps(content: bytes) -> tuple[float, ...]:
