@@ -15,6 +15,7 @@ from typing import Any
 
 # No module may be called like one of these names: importing it would put the module in the function's place.
 _HOME = {
+    "Best": "tflite_export.proof.best",
     "CSource": "tflite_export.app.c_source",
     "ConversionError": "tflite_export.errors",
     "Latency": "tflite_export.proof.latency",
@@ -26,6 +27,8 @@ _HOME = {
     "Verification": "tflite_export.proof.verification",
     "benchmark": "tflite_export.proof.latency",
     "c_array": "tflite_export.app.c_source",
+    "compare": "tflite_export.proof.comparison",
+    "convert_best": "tflite_export.proof.best",
     "convert": "tflite_export.conversion.convert",
     "apply_update": "tflite_export.tflite.update",
     "inspect": "tflite_export.tflite.inspection",

@@ -133,7 +133,7 @@ def no_float_islands(contract: Contract, model: TFLiteModel, source: Source, ops
                 f"{op.name} stayed float in the {contract.precision.name} file",
                 op.name,
                 op.layer,
-                "Choose 'dynamic' or 'float16', or name the layer in `floats=` if it may stay float",
+                "Choose 'dynamic' or 'float16'; if the layer may stay float, say so: `layers={name: 'float32'}`",
             )
 
 

@@ -13,6 +13,7 @@ from tflite_export.conversion.contract import Contract
 from tflite_export.conversion.graph import LOOPS, check_weights, operations_in, save, traced
 from tflite_export.conversion.job import Job
 from tflite_export.conversion.lowering import lowered
+from tflite_export.conversion.mixed import check_layers
 from tflite_export.conversion.sameness import differences
 from tflite_export.conversion.signatures import convert_signatures
 from tflite_export.errors import ConversionError
@@ -31,6 +32,7 @@ def convert(
     *,
     batch: int | None = 1,
     shapes: Mapping[str, Sequence[int]] | str | None = None,
+    layers: Mapping[str, str] | None = None,
     min_runtime: str | None = None,
     max_bytes: int | None = None,
     max_samples: int = 512,
@@ -72,6 +74,8 @@ def convert(
         shapes: Sizes of inputs that the source leaves open, beside the batch: dict input name -> shape of one sample,
             e.g. `{"image": (224, 224, 3)}`; or `"open"`, which keeps them open: the interpreter must resize then, and
             GPU delegates and browsers refuse the file. Defaults to `None`: there must be none.
+        layers: Layers with another precision than the rest of an integer file, dict layer name -> `"float32"`,
+            `"int8"`, or `"int4"` (dense layers): e.g. `{"logits": "float32"}`. Defaults to `None`.
         min_runtime: Oldest TensorFlow Lite release that must have every operation, e.g. `"2.9"`. Defaults to `None`.
         max_bytes: Integer >= 1, largest size of the file. Defaults to `None`.
         max_samples: Integer >= 1, no more samples than this are used: evenly spaced ones of arrays, the first of
@@ -96,8 +100,8 @@ def convert(
     if min_runtime is not None:
         number(min_runtime)
     if isinstance(source, Mapping):
-        if shapes is not None:
-            raise ValueError("`shapes` is for one source; give the sources of several signatures fixed shapes.")
+        if shapes is not None or layers is not None:
+            raise ValueError("`shapes` and `layers` are for one source, not for several signatures.")
         contract = Contract(rule, batch is None, min_runtime=min_runtime, max_bytes=max_bytes)
         return convert_signatures(
             source, contract, representative_data, batch=batch, max_samples=max_samples, verbose=verbose
@@ -110,8 +114,9 @@ def convert(
     if representative_data is not None:
         data = samples.read(resolved.inputs, representative_data, limit=max_samples)
     contract = Contract(rule, batch is None, shapes == "open", min_runtime=min_runtime, max_bytes=max_bytes)
+    job = Job(resolved, contract, data, batch, verbose, check_layers(layers, resolved, rule.name))
     try:
-        return _converted(Job(resolved, contract, data, batch, verbose))
+        return _converted(job)
     except ConversionError as error:
         advice = _advice(resolved, str(error)) if rule.integer else ""
         if not advice:

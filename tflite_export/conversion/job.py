@@ -1,7 +1,7 @@
 """One conversion: what is asked for, and whether it can be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Job:
         data: Input name -> array (n, ...), or None.
         batch: Samples of one run, or None for any number.
         verbose: Whether the converter talks.
+        layers: Layer -> precision, of those that have another one than the rest.
     """
 
     source: Source
@@ -34,6 +35,7 @@ class Job:
     data: Arrays | None
     batch: int | None
     verbose: bool
+    layers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def precision(self) -> Precision:

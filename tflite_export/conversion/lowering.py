@@ -7,6 +7,7 @@ from tflite_export import precisions
 from tflite_export.conversion import contract
 from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.job import Arrays, Job
+from tflite_export.conversion.mixed import calibrated, check_found, of_layers, quantized
 from tflite_export.errors import ConversionError
 from tflite_export.precisions import Precision
 from tflite_export.silence import silenced
@@ -32,13 +33,35 @@ def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes,
     rule = job.precision
     if rule.integer and loops:
         _refuse_loops(job, run_converter(job, precisions.get("float32"), folder, None))
-    content, calibrated = _with_ranges(job, folder, ranged)
+    if any(precision == "float32" for precision in job.layers.values()):
+        assert job.data is not None
+        content, floats = quantized(job, calibrated(job, folder, job.data), job.layers)
+        return _narrowed(job, content), (), floats
+    content, left = _with_ranges(job, folder, ranged)
     content, floats = kernels.patch(content, _kernels(job, content), rule.integer)
     if rule.name == "int16x8":
         content = kernels.widen_biases(content)
-    if rule.name in ("int4", "int8_int4"):
-        content = kernels.narrow_dense(content)
-    return content, calibrated, floats
+    return _narrowed(job, content), left, floats
+
+
+def _narrowed(job: Job, content: bytes) -> bytes:
+    """The file with 4 bits in the dense kernels that are to have them."""
+    four = {name for name, precision in job.layers.items() if precision == "int4"}
+    eight = {*job.layers} - four
+    everywhere = job.precision.name in ("int4", "int8_int4")
+    if not everywhere and not four:
+        return content
+
+    def chosen(op: records.OpRecord) -> bool:
+        return of_layers(op, four, job.source) or (everywhere and not of_layers(op, eight, job.source))
+
+    ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
+    dense = [op for op in ops if op.name == "FULLY_CONNECTED"]
+    for name in four:
+        check_found(name, [op for op in ops if of_layers(op, {name}, job.source)], job.source)
+        if not any(of_layers(op, {name}, job.source) for op in dense):
+            raise ConversionError(f"`layers`: {name!r} is no dense layer; only these have kernels of 4 bits.")
+    return kernels.narrow_dense(content, {op.outputs[0].name for op in ops if op.outputs and chosen(op)})
 
 
 def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str, ...]]:

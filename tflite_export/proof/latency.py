@@ -53,14 +53,9 @@ def benchmark(tflite: TFLite, threads: int = 1, *, seconds: float = 1.0) -> Late
     Returns: a `Latency`.
     Raises: TypeError, ValueError, FileNotFoundError.
     """
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise ValueError(f"`threads` must be an integer >= 1; got {threads!r}.")
     if not isinstance(seconds, float | int) or not 0 < seconds < float("inf"):
         raise ValueError(f"`seconds` must be a number > 0; got {seconds!r}.")
-    file = TFLiteModel.load(tflite)
-    runner = Runner(file.content, threads)
-    specs = {name: InputSpec((None, *spec.shape[1:]), spec.dtype) for name, spec in file.float_specs.items()}
-    runner.set_inputs(samples.random_sample(specs, runner.batch or 1))
+    runner = loaded(tflite, threads)
     warmup = len(_timed(runner, 0.25 * seconds, _MIN_WARMUP))
     times = 1e3 * np.array(_timed(runner, 0.75 * seconds, _MIN_RUNS))
     return Latency(
@@ -72,6 +67,20 @@ def benchmark(tflite: TFLite, threads: int = 1, *, seconds: float = 1.0) -> Late
         warmup=warmup,
         threads=threads,
     )
+
+
+def loaded(tflite: TFLite, threads: int, kernels: str = "xnnpack") -> Runner:
+    """A file that is ready to run on random numbers.
+
+    Raises: ValueError, TypeError, FileNotFoundError.
+    """
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise ValueError(f"`threads` must be an integer >= 1; got {threads!r}.")
+    file = TFLiteModel.load(tflite)
+    runner = Runner(file.content, threads, kernels=kernels)
+    specs = {name: InputSpec((None, *spec.shape[1:]), spec.dtype) for name, spec in file.float_specs.items()}
+    runner.set_inputs(samples.random_sample(specs, runner.batch or 1))
+    return runner
 
 
 def _timed(runner: Runner, budget: float, least: int) -> list[float]:

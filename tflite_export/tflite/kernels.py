@@ -5,7 +5,7 @@ bits, learned steps, powers of two, one step for all channels), kernels that sta
 alone are integers are put right here, after it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,8 +105,8 @@ def widen_biases(content: bytes) -> bytes:
     return file.content()
 
 
-def narrow_dense(content: bytes) -> bytes:
-    """The file with the kernels of dense layers, which have 8 bits in it, on 4 bits.
+def narrow_dense(content: bytes, outputs: Collection[str]) -> bytes:
+    """The file with the kernels of dense layers that make these outputs, which have 8 bits in it, on 4 bits.
 
     Each channel gets the step with the least square error: the few largest weights are cut off a little, and all the
     others become finer.
@@ -114,7 +114,8 @@ def narrow_dense(content: bytes) -> bytes:
     file = FileObjects(content)
     made: dict[int, int] = {}
     for operator in list(file.operators):
-        number = int(operator.inputs[1]) if file.kind(operator) == "FULLY_CONNECTED" else -1
+        own = file.kind(operator) == "FULLY_CONNECTED" and file.name(int(operator.outputs[0])) in outputs
+        number = int(operator.inputs[1]) if own else -1
         stored = file.values(number) if number >= 0 and file.steps(number) is not None else None
         if stored is None or stored.ndim != 2:
             continue

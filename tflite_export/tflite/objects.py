@@ -38,6 +38,10 @@ class FileObjects:
         code = self.model.operatorCodes[operator.opcodeIndex]
         return self._kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
+    def name(self, number: int) -> str:
+        """Name of a tensor."""
+        return str(self.graph.tensors[number].name.decode())
+
     def shape(self, number: int) -> tuple[int, ...]:
         """Shape of a tensor."""
         return tuple(int(size) for size in self.graph.tensors[number].shape)

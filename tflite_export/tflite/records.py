@@ -153,6 +153,12 @@ def layer_of(path: str, layers: Collection[str] = (), *, scopes_numbered: bool =
     return ""
 
 
+def layers_in(path: str, layers: Collection[str], scopes_numbered: bool) -> set[str]:
+    """All layers in a path, `outer/inner` for those in nested models: a fused operation has several."""
+    singles = [layer_of(single, layers, scopes_numbered=scopes_numbered) for single in path.split(";")]
+    return {layer for layer in singles if layer}
+
+
 def _known(part: str, layers: Collection[str], numbered: bool) -> str | None:
     bare = re.sub(r"_\d+$", "", part)
     for candidate in (bare, part) if numbered else (part, bare):
