@@ -48,7 +48,7 @@ class Task:
         net: Function (size) -> model with class logits; size "teacher" or "student".
         epochs: Of the student; the teacher has twice as many.
         mirror: Whether images are mirrored at random.
-        batch, rate: Size of a batch; learning rate of Adam at the start, chosen on the validation split without teacher.
+        batch, rate: Size of a batch; Adam's learning rate at the start, chosen on the validation split without teacher.
         compiled: Whether XLA compiles the step: faster for transformers, slower for convolutions on a CPU.
         tap: Of the last stage of both models.
         tuned_on: Another task whose weights and pair it takes; None: its own.
@@ -223,7 +223,8 @@ def teacher_of(name: str, task: Task, options: Any) -> keras.Model:
         return keras.saving.load_model(path)
     keras.utils.set_random_seed(1000)
     model = task.net("teacher")
-    train(model, task.data(options.data_dir, TEACHERS if name == "sequence" else TUNING)[0], task, 2 * task.epochs, 1000)
+    seed = TEACHERS if name == "sequence" else TUNING
+    train(model, task.data(options.data_dir, seed)[0], task, 2 * task.epochs, 1000)
     model.save(path)
     return model
 
