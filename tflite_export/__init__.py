@@ -1,10 +1,16 @@
 """tflite_export: from a Keras model to a checked `.tflite`, and what to know about the file.
 
-    convert      model, file or folder -> TFLiteModel, loaded and compared before it is returned
-    verify       how far a file is from its source, on your data
-    benchmark    how long one inference takes
-    c_array      a file as an array in C
-    TFLiteModel, TensorInfo, Verification, OutputCheck, Latency, CSource   frozen results
+    convert          model, function, file or folder -> TFLiteModel, loaded and compared before it is returned
+    convert_best     the fastest precision that keeps the accuracy
+    trainable_head   a classifier as signatures that go on training on the device
+    verify           how far a file is from its source, on your data, and in which layer
+    benchmark        how long one inference takes
+    compare          which of several files is faster
+    inspect          what is in a file
+    update           what devices must download from one version to the next; apply_update makes it
+    c_array          a file as an array in C
+    TFLiteModel, TensorInfo, Verification, OutputCheck, LayerError, Latency, Comparison, Inspection, Best, Update,
+    CSource          frozen results
     ConversionError   the source cannot become such a file, and why
 
 Everything loads on first use: importing this package loads neither tensorflow nor keras.
@@ -17,12 +23,14 @@ from typing import Any
 _HOME = {
     "Best": "tflite_export.proof.best",
     "CSource": "tflite_export.app.c_source",
+    "Comparison": "tflite_export.proof.comparison",
     "ConversionError": "tflite_export.errors",
     "Latency": "tflite_export.proof.latency",
     "Inspection": "tflite_export.tflite.inspection",
     "LayerError": "tflite_export.proof.divergence",
     "OutputCheck": "tflite_export.proof.outputs",
     "TFLiteModel": "tflite_export.runtime.model",
+    "Update": "tflite_export.tflite.update",
     "TensorInfo": "tflite_export.runtime.model",
     "Verification": "tflite_export.proof.verification",
     "benchmark": "tflite_export.proof.latency",
