@@ -5,6 +5,7 @@
     trainable_head   a classifier as signatures that go on training on the device
     verify           how far a file is from its source, on your data, and in which layer
     benchmark        how long one inference takes
+    diagnose         what is strange about representative data
     compare          which of several files is faster
     inspect          what is in a file
     update           what devices must download from one version to the next; apply_update makes it
@@ -39,6 +40,8 @@ _HOME = {
     "convert_best": "tflite_export.proof.best",
     "convert": "tflite_export.conversion.convert",
     "apply_update": "tflite_export.tflite.update",
+    "Diagnosis": "tflite_export.proof.doctor",
+    "diagnose": "tflite_export.proof.doctor",
     "inspect": "tflite_export.tflite.inspection",
     "trainable_head": "tflite_export.sources.training",
     "update": "tflite_export.tflite.update",

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from tflite_export.conversion.signatures import convert_signatures
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
-from tflite_export.sources import samples
+from tflite_export.sources import quality, samples
 from tflite_export.sources.protocol import InputSpec, Source
 from tflite_export.sources.resolve import resolve
 from tflite_export.tflite.op_versions import number
@@ -113,6 +114,8 @@ def convert(
     data = None
     if representative_data is not None:
         data = samples.read(resolved.inputs, representative_data, limit=max_samples)
+        if rule.integer and not resolved.has_ranges:
+            _warn(data)
     contract = Contract(rule, batch is None, shapes == "open", min_runtime=min_runtime, max_bytes=max_bytes)
     job = Job(resolved, contract, data, batch, verbose, check_layers(layers, resolved, rule.name))
     try:
@@ -122,6 +125,12 @@ def convert(
         if not advice:
             raise
         raise ConversionError(f"{error} {advice}", error.violations) from error
+
+
+def _warn(data: Mapping[str, np.ndarray]) -> None:
+    """Tells what is strange about data that ranges are learned from; `diagnose` looks at their scale, too."""
+    for finding in quality.findings(data, rescales=True):
+        warnings.warn(f"`representative_data`: {finding}", UserWarning, stacklevel=3)
 
 
 def _advice(source: Source, message: str) -> str:

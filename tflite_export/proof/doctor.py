@@ -1,0 +1,138 @@
+"""Looks at representative data through the model, before ranges are learned from them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tflite_export.conversion.convert import convert
+from tflite_export.errors import ConversionError
+from tflite_export.runtime.runner import Runner
+from tflite_export.silence import silenced
+from tflite_export.sources import quality, samples
+from tflite_export.sources.protocol import Source
+from tflite_export.sources.quality import Finding
+from tflite_export.sources.resolve import resolve
+from tflite_export.tflite import records
+
+SAMPLES = 64
+_FACTOR = 10.0  # of a standard deviation: another scale
+_SHIFT = 4.0  # standard deviations
+_MANY = 0.25  # of a layer's channels
+_FIRST_NORMS = 3
+_WITH_CHANNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found about representative data.
+
+    Attributes:
+        findings: What may ruin an integer file; empty if nothing was found.
+        samples: Number of samples looked at.
+    """
+
+    findings: tuple[Finding, ...]
+    samples: int
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        if self.healthy:
+            return f"{self.samples} samples of representative data: nothing strange was found"
+        return "\n".join([f"{self.samples} samples of representative data:", *(f"  {one}" for one in self.findings)])
+
+
+def diagnose(source: Any, data: Any, *, max_samples: int = 512) -> Diagnosis:
+    """Tells what is strange about representative data: too few, all alike, constant, on another scale than the training
+    data, with outliers, or such that many channels are never active.
+
+    The scale is compared with what BatchNormalization layers saw in training, the channels are looked at in the float32
+    file on the first 64 samples.
+
+    Args:
+        source: As in `convert`.
+        data: Representative data, as in `convert`.
+        max_samples: Integer >= 1, see `convert`. Defaults to 512.
+
+    Returns: a `Diagnosis`; print it.
+    Raises: As `convert` for data and sources that cannot be used.
+
+    Example:
+    ```
+    print(tflite_export.diagnose(model, x_train[:300]))
+    ```
+
+    Reference: Ioffe, Szegedy, "Batch normalization", ICML 2015, algorithm 2 (statistics of training).
+    """
+    with silenced():
+        resolved = resolve(source)
+    arrays = samples.read(resolved.inputs, data, limit=max_samples)
+    found = quality.findings(arrays, rescales=begins_by_rescaling(resolved))
+    some = {name: array[:SAMPLES] for name, array in arrays.items()}
+    with silenced():
+        found += _of_norms(resolved.module, some)
+        found += _of_channels(resolved, some)
+    return Diagnosis(tuple(found), len(next(iter(arrays.values()))))
+
+
+def begins_by_rescaling(source: Source) -> bool:
+    """Whether the first layers with a name of a Keras model scale their input."""
+    kinds = [type(layer).__name__ for layer in getattr(source.module, "layers", ())][:4]
+    return any(kind in ("Rescaling", "Normalization", "BatchNormalization") for kind in kinds)
+
+
+def _of_norms(model: Any, arrays: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    """The first BatchNormalization layers: what comes in now, beside what came in when they were trained."""
+    import keras
+
+    norms = [layer for layer in getattr(model, "layers", ()) if type(layer).__name__ == "BatchNormalization"]
+    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None) or not norms:
+        return
+    norms = norms[:_FIRST_NORMS]
+    inner = keras.Model(model.inputs, [norm.input for norm in norms])
+    given = list(arrays.values())
+    seen = inner(given if len(given) > 1 else given[0], training=False)
+    for norm, values in zip(norms, seen if isinstance(seen, list) else [seen], strict=True):
+        axes = tuple(axis for axis in range(len(values.shape)) if axis != norm.axis % len(values.shape))
+        mean, variance = np.mean(values, axis=axes), np.var(values, axis=axes)
+        own_mean, own = np.asarray(norm.moving_mean), np.asarray(norm.moving_variance) + norm.epsilon
+        factor = float(np.median(np.sqrt((variance + 1e-12) / own)))
+        shift = float(np.median(np.abs(mean - own_mean) / np.sqrt(own)))
+        if not 1 / _FACTOR < factor < _FACTOR or shift > _SHIFT:
+            yield Finding(
+                "scale",
+                f"what comes in spreads {factor:.3g} times as far as in training, {shift:.3g} standard deviations off",
+                "The data are on another scale than those the model was trained on: give them as `fit` had them",
+                norm.name,
+            )
+            return
+
+
+def _of_channels(source: Source, arrays: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    """Layers of which many channels give one and the same number for all samples."""
+    try:
+        content = convert(source, "float32", arrays).content
+        runner = Runner(content, kernels="builtin", keep_all=True)
+    except (ConversionError, ValueError):
+        return
+    ops = records.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
+    numbers = {tensor.name: place for place, tensor in enumerate(records.tensors(content))}
+    wanted = {
+        numbers[op.outputs[0].name]: op for op in ops if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    }
+    values = runner.inside(arrays, wanted)
+    for number, op in wanted.items():
+        flat = values[number].reshape(-1, values[number].shape[-1])
+        dead = int((np.ptp(flat, axis=0) == 0).sum())
+        if flat.shape[1] > 3 and dead >= _MANY * flat.shape[1]:
+            yield Finding(
+                "never active",
+                f"{dead} of {flat.shape[1]} channels give the same number for all samples",
+                "Give more varied data; channels that are dead on all data can go (kdopt's `prune_channels`)",
+                op.layer,
+            )
