@@ -9,6 +9,7 @@
     compare          which of several files is faster
     inspect          what is in a file
     update           what devices must download from one version to the next; apply_update makes it
+    android_bundle   a folder for an Android app, with a test on golden vectors
     c_array          a file as an array in C
     TFLiteModel, TensorInfo, Verification, OutputCheck, LayerError, Latency, Comparison, Inspection, Best, Update,
     CSource          frozen results
@@ -39,6 +40,8 @@ _HOME = {
     "compare": "tflite_export.proof.comparison",
     "convert_best": "tflite_export.proof.best",
     "convert": "tflite_export.conversion.convert",
+    "AndroidBundle": "tflite_export.app.android",
+    "android_bundle": "tflite_export.app.android",
     "apply_update": "tflite_export.tflite.update",
     "Diagnosis": "tflite_export.proof.doctor",
     "diagnose": "tflite_export.proof.doctor",

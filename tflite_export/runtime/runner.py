@@ -90,6 +90,13 @@ class Runner:
         """The operations as the runtime runs them: `index`, `op_name`, numbers of `inputs` and `outputs`."""
         return self._interpreter._get_ops_details()
 
+    def raw(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One run: tensors as the file has them, in and out, nothing quantized or dequantized."""
+        for name, detail in self.inputs.items():
+            self._interpreter.set_tensor(detail["index"], arrays[name])
+        self._interpreter.invoke()
+        return {name: self._interpreter.get_tensor(detail["index"]) for name, detail in self.outputs.items()}
+
     def invoke(self) -> None:
         """One inference on whatever the inputs hold."""
         self._interpreter.invoke()
