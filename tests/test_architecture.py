@@ -38,8 +38,9 @@ EXPORT_FLOORS = {
     "proof": 5,
     "hardware": 5,
     "app": 6,
-    "cli": 7,
-    "__main__": 8,
+    "commands": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 HEAVY = ("tf_keras", "tensorflow_model_optimization", "optuna", "ray", "matplotlib")
 LEGACY = ("kdopt/quantization/tfmot/", "tflite_export/sources/legacy_keras.py")

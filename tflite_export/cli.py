@@ -1,4 +1,4 @@
-"""The command `tflite-export`: parse, call, print, exit code.
+"""The command `tflite-export`: parse, call, exit code.
 
 Exit codes: 0 done; 1 the file does not pass `verify`, or the model does not convert; 2 bad usage or input.
 """
@@ -7,20 +7,25 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tflite_export import precisions
+from tflite_export.commands import COMMANDS
 from tflite_export.errors import ConversionError
 
 _EXAMPLES = """examples:
   tflite-export convert model.keras --precision int8 --calibration data.npz -o model.tflite
   tflite-export convert qat.keras --import kdopt --precision int8 -o model.tflite
+  tflite-export best model.keras --calibration data.npz --validation held_out.npz -o model.tflite
   tflite-export verify model.keras model.tflite --data data.npz
   tflite-export benchmark model.tflite --threads 1
+  tflite-export inspect model.tflite --picture model.png
+  tflite-export bundle model.tflite -o android --name Digits --package com.example.digits
+  tflite-export c-array model.tflite -o firmware/model
 
 A .npz file holds one array (n, ...) for each input of the model, by name; if the model has one input, any name will do.
 Exit codes: 0 done; 1 not verified, or not convertible; 2 bad usage or input."""
+_RAW = argparse.RawDescriptionHelpFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for module in getattr(options, "modules", ()):
             importlib.import_module(module)
-        return options.run(options)
+        return COMMANDS[options.command](options)
     except ConversionError as error:
         print(f"tflite-export: {error}", file=sys.stderr)
         return 1
@@ -45,42 +50,111 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="tflite-export",
         description="Checked .tflite files of Keras models.",
         epilog=_EXAMPLES,
-        formatter_class=raw,
+        formatter_class=_RAW,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    summaries = "\n".join(f"  {name:14} {precisions.get(name).summary}" for name in precisions.names())
-    convert = commands.add_parser(
-        "convert", help="model -> .tflite", epilog=f"precisions:\n{summaries}", formatter_class=raw
-    )
-    convert.add_argument("model", help=".keras file or SavedModel folder")
-    convert.add_argument("--precision", required=True, choices=precisions.names())
-    convert.add_argument("--calibration", metavar="NPZ", help="representative inputs; int8 needs them")
-    convert.add_argument("-o", "--output", required=True, metavar="TFLITE", help="file to write")
-    convert.add_argument("--batch", type=_batch, default=1, metavar="N", help="samples a run, or 'any' (default 1)")
-    _add_import(convert)
-    convert.add_argument("--verbose", action="store_true", help="show what the converter says")
-    convert.set_defaults(run=_convert)
-    verify = commands.add_parser("verify", help="compare a .tflite with its model")
-    verify.add_argument("model", help=".keras file or SavedModel folder")
-    verify.add_argument("tflite", help=".tflite file")
-    verify.add_argument("--data", required=True, metavar="NPZ", help="inputs to compare on")
-    verify.add_argument("--tolerance", type=float, help="largest error, as a fraction of the output's peak")
-    _add_import(verify)
-    verify.set_defaults(run=_verify)
-    benchmark = commands.add_parser("benchmark", help="time one inference of a .tflite")
-    benchmark.add_argument("tflite", help=".tflite file")
-    benchmark.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    benchmark.add_argument("--seconds", type=float, default=1.0, help="time to spend (default 1)")
-    benchmark.set_defaults(run=_benchmark)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
+    for add in (_convert, _best, _verify, _benchmark, _inspect, _update, _bundle, _c_array):
+        command = add(commands)
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
-def _add_import(command: argparse.ArgumentParser) -> None:
+def _convert(commands: Any) -> argparse.ArgumentParser:
+    summaries = "\n".join(f"  {name:14} {precisions.get(name).summary}" for name in precisions.names())
+    command = commands.add_parser(
+        "convert", help="model -> .tflite", epilog=f"precisions:\n{summaries}", formatter_class=_RAW
+    )
+    _add_model(command)
+    command.add_argument("--precision", required=True, choices=precisions.names())
+    command.add_argument("--calibration", metavar="NPZ", help="representative inputs; int8 needs them")
+    _add_output(command, "TFLITE", "file to write")
+    command.add_argument("--batch", type=_batch, default=1, metavar="N", help="samples a run, or 'any' (default 1)")
+    command.add_argument(
+        "--layer",
+        dest="layers",
+        action="append",
+        default=[],
+        type=_layer,
+        metavar="NAME=PRECISION",
+        help="float32, int8 or int4 for one layer of an integer file; may be repeated",
+    )
+    command.add_argument("--min-runtime", metavar="RELEASE", help="TensorFlow Lite release that must run it, e.g. 2.9")
+    command.add_argument("--max-bytes", type=int, metavar="N", help="largest size of the file")
+    command.add_argument("--verbose", action="store_true", help="show what the converter says")
+    return command
+
+
+def _best(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("best", help="the fastest file that keeps the accuracy")
+    _add_model(command)
+    command.add_argument("--calibration", required=True, metavar="NPZ", help="representative inputs")
+    command.add_argument("--validation", required=True, metavar="NPZ", help="inputs, and their classes as 'y'")
+    command.add_argument("--max-drop", type=float, default=0.01, metavar="SHARE", help="of the accuracy (default 0.01)")
+    command.add_argument("--prefer", choices=("latency", "size"), default="latency")
+    _add_output(command, "TFLITE", "file to write")
+    return command
+
+
+def _verify(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("verify", help="compare a .tflite with its model")
+    _add_model(command)
+    command.add_argument("tflite", help=".tflite file")
+    command.add_argument("--data", required=True, metavar="NPZ", help="inputs to compare on")
+    command.add_argument("--tolerance", type=float, help="largest error, as a fraction of the output's peak")
+    command.add_argument("--layers", action="store_true", help="measure every layer, also of a file that passes")
+    command.add_argument("--save", action="store_true", help="write model.verify.json beside model.tflite")
+    return command
+
+
+def _benchmark(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("benchmark", help="time one inference of a .tflite; several are timed in turns")
+    command.add_argument("tflite", nargs="+", help=".tflite file")
+    command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    command.add_argument("--seconds", type=float, default=1.0, help="time to spend on a single file (default 1)")
+    return command
+
+
+def _inspect(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("inspect", help="what is in a .tflite")
+    command.add_argument("tflite", help=".tflite file")
+    command.add_argument("--picture", metavar="PNG", help="bytes and work by layer; .png, .svg or .pdf")
+    return command
+
+
+def _update(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("update", help="a patch from one version of a .tflite to the next")
+    command.add_argument("old", help=".tflite file that devices have")
+    command.add_argument("new", help=".tflite file that they are to have")
+    _add_output(command, "PATCH", "file to write")
+    return command
+
+
+def _bundle(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("bundle", help="a folder for an Android app")
+    command.add_argument("tflite", help=".tflite file")
+    command.add_argument("--name", default="Model", help="of the Kotlin classes (default Model)")
+    command.add_argument("--package", default="com.example.model", help="of the Kotlin classes")
+    command.add_argument("--labels", metavar="TXT", help="one label a line")
+    command.add_argument("--data", metavar="NPZ", help="inputs of the golden runs")
+    command.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    _add_output(command, "FOLDER", "folder to make")
+    return command
+
+
+def _c_array(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("c-array", help="a .tflite as an array in C")
+    command.add_argument("tflite", help=".tflite file")
+    command.add_argument("--name", help="of the array (default: that of the file)")
+    _add_output(command, "PATH", "firmware/model gives model.h and model.c")
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help=".keras or .h5 file, or SavedModel folder")
     command.add_argument(
         "--import",
         dest="modules",
@@ -91,6 +165,10 @@ def _add_import(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    command.add_argument("-o", "--output", required=True, metavar=metavar, help=text)
+
+
 def _batch(text: str) -> int | None:
     if text == "any":
         return None
@@ -99,68 +177,8 @@ def _batch(text: str) -> int | None:
     return int(text)
 
 
-def _convert(options: argparse.Namespace) -> int:
-    output = Path(options.output)
-    if output.is_dir():
-        raise ValueError(f"--output {str(output)!r} is a folder; give a file name.")
-    data = None if options.calibration is None else read_npz(options.calibration)
-    from tflite_export.conversion.convert import convert
-    from tflite_export.silence import silenced
-    from tflite_export.sources.resolve import resolve
-
-    with silenced(options.verbose):
-        source = resolve(options.model)
-    if data is None and precisions.get(options.precision).integer and not source.has_ranges:
-        raise ValueError(f"--precision {options.precision} needs --calibration: an .npz of 100-500 inputs as in use.")
-    model = convert(source, options.precision, _fit(data, source), batch=options.batch, verbose=options.verbose)
-    model.save(output)
-    print(f"{output}: {model}")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    data = read_npz(options.data)
-    from tflite_export.proof.verification import verify
-    from tflite_export.runtime.model import TFLiteModel
-    from tflite_export.silence import silenced
-    from tflite_export.sources.resolve import resolve
-
-    file = TFLiteModel.load(options.tflite)
-    with silenced():
-        source = resolve(options.model)
-    result = verify(source, file, _fit(data, source), options.tolerance)
-    print(result)
-    return 0 if result.passed else 1
-
-
-def _benchmark(options: argparse.Namespace) -> int:
-    from tflite_export.proof.latency import benchmark
-
-    print(benchmark(options.tflite, options.threads, seconds=options.seconds))
-    return 0
-
-
-def read_npz(path: str) -> dict[str, Any]:
-    """The arrays of a `.npz` file, by name.
-
-    Raises: FileNotFoundError, ValueError.
-    """
-    import numpy as np
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No such file: {path!r}.")
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            raise ValueError("it is a .npy file; save it with np.savez(path, array)")
-        with stored:
-            return {name: stored[name] for name in stored.files}
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise ValueError(f"{path!r} is not a readable .npz file: {error}") from error
-
-
-def _fit(data: dict[str, Any] | None, source: Any) -> Any:
-    """A single array stands for the single input, whatever its name."""
-    if data is not None and len(data) == 1 and len(source.inputs) == 1:
-        return next(iter(data.values()))
-    return data
+def _layer(text: str) -> tuple[str, str]:
+    name, equals, precision = text.rpartition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=PRECISION, e.g. logits=float32; got {text!r}")
+    return name, precision

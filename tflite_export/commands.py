@@ -1,0 +1,219 @@
+"""What each command of `tflite-export` does with its options; the parser is in `cli`."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from tflite_export import precisions
+
+Options = argparse.Namespace
+
+
+def convert(options: Options) -> int:
+    """A model to a file."""
+    output = _file_to_write(options.output)
+    data = None if options.calibration is None else read_npz(options.calibration)
+    from tflite_export.conversion.convert import convert as run
+
+    source = _source(options.model, options.verbose)
+    if data is None and precisions.get(options.precision).integer and not source.has_ranges:
+        raise ValueError(f"--precision {options.precision} needs --calibration: an .npz of 100-500 inputs as in use.")
+    model = run(
+        source,
+        options.precision,
+        _fit(data, source),
+        batch=options.batch,
+        layers=dict(options.layers) or None,
+        min_runtime=options.min_runtime,
+        max_bytes=options.max_bytes,
+        verbose=options.verbose,
+    )
+    model.save(output)
+    _say(options, model, f"{output}: {model}")
+    return 0
+
+
+def best(options: Options) -> int:
+    """The fastest file that keeps the accuracy on labeled inputs."""
+    import numpy as np
+
+    output = _file_to_write(options.output)
+    data, held = read_npz(options.calibration), read_npz(options.validation)
+    if "y" not in held:
+        raise ValueError(f"--validation {options.validation!r} must hold the labels as 'y'; it holds {sorted(held)}.")
+    labels = held.pop("y").ravel()
+    from tflite_export.proof.best import convert_best
+
+    source = _source(options.model, False)
+
+    def accuracy(file: Any) -> float:
+        found = file.predict(_fit(held, source))
+        if isinstance(found, dict):
+            raise ValueError("`best` needs a classifier with one output; use convert_best in Python for others.")
+        return float(np.mean(np.argmax(found, axis=-1).ravel() == labels))
+
+    chosen = convert_best(
+        source,
+        _fit(data, source),
+        accuracy,
+        max_drop=options.max_drop,
+        prefer=options.prefer,
+        verbose=0 if options.json else 1,
+    )
+    chosen.file.save(output)
+    _say(options, chosen, f"{output}: {chosen}")
+    return 0
+
+
+def verify(options: Options) -> int:
+    """A file beside its source: exit code 1 if it does not pass."""
+    data = read_npz(options.data)
+    from tflite_export.proof.verification import verify as run
+    from tflite_export.runtime.model import TFLiteModel
+
+    file = TFLiteModel.load(options.tflite)
+    source = _source(options.model, False)
+    result = run(source, file, _fit(data, source), options.tolerance, layers=options.layers)
+    if options.save:
+        result.save(options.tflite)
+    _say(options, result, str(result))
+    return 0 if result.passed else 1
+
+
+def benchmark(options: Options) -> int:
+    """How long an inference takes; of several files, in turns."""
+    if len(options.tflite) > 1:
+        from tflite_export.proof.comparison import compare
+
+        result: Any = compare({path: path for path in options.tflite}, threads=options.threads)
+    else:
+        from tflite_export.proof.latency import benchmark as run
+
+        result = run(options.tflite[0], options.threads, seconds=options.seconds)
+    _say(options, result, str(result))
+    return 0
+
+
+def inspect(options: Options) -> int:
+    """What is in a file."""
+    from tflite_export.tflite.inspection import inspect as run
+
+    found = run(options.tflite)
+    if options.picture is not None:
+        found.save(options.picture)
+    _say(options, found, str(found))
+    return 0
+
+
+def update(options: Options) -> int:
+    """A patch from one version of a file to the next."""
+    output = _file_to_write(options.output)
+    from tflite_export.files import write_atomic
+    from tflite_export.tflite.update import update as run
+
+    made = run(options.old, options.new)
+    write_atomic(output, made.patch)
+    _say(options, made, f"{output}: {made}")
+    return 0
+
+
+def bundle(options: Options) -> int:
+    """A folder for an Android app."""
+    data = None if options.data is None else read_npz(options.data)
+    labels = None if options.labels is None else Path(options.labels).read_text().splitlines()
+    from tflite_export.app.android import android_bundle
+
+    made = android_bundle(
+        options.tflite,
+        options.output,
+        name=options.name,
+        package=options.package,
+        labels=labels,
+        data=data,
+        overwrite=options.overwrite,
+    )
+    _say(options, made, str(made))
+    return 0
+
+
+def c_array(options: Options) -> int:
+    """A file as an array in C."""
+    from tflite_export.app.c_source import c_array as run
+
+    made = run(options.tflite, options.output, name=options.name)
+    _say(options, made, str(made))
+    return 0
+
+
+def read_npz(path: str) -> dict[str, Any]:
+    """The arrays of a `.npz` file, by name.
+
+    Raises: FileNotFoundError, ValueError.
+    """
+    import numpy as np
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No such file: {path!r}.")
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("it is a .npy file; save it with np.savez(path, array)")
+        with stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        raise ValueError(f"{path!r} is not a readable .npz file: {error}") from error
+
+
+def _source(path: str, verbose: bool) -> Any:
+    from tflite_export.silence import silenced
+    from tflite_export.sources.resolve import resolve
+
+    with silenced(verbose):
+        return resolve(path)
+
+
+def _file_to_write(path: str) -> Path:
+    if Path(path).is_dir():
+        raise ValueError(f"--output {str(path)!r} is a folder; give a file name.")
+    return Path(path)
+
+
+def _fit(data: dict[str, Any] | None, source: Any) -> Any:
+    """A single array stands for the single input, whatever its name."""
+    if data is not None and len(data) == 1 and len(source.inputs) == 1:
+        return next(iter(data.values()))
+    return data
+
+
+def _say(options: Options, result: Any, text: str) -> None:
+    print(json.dumps(_plain(result), indent=1) if options.json else text)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: records without bytes, paths and numbers that it cannot hold as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+COMMANDS: dict[str, Callable[[Options], int]] = {
+    "convert": convert,
+    "best": best,
+    "verify": verify,
+    "benchmark": benchmark,
+    "inspect": inspect,
+    "update": update,
+    "bundle": bundle,
+    "c-array": c_array,
+}
