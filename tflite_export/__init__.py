@@ -4,6 +4,8 @@
     verify       how far a file is from its source, on your data
     benchmark    how long one inference takes
     c_array      a file as an array in C
+    set_metadata, read_metadata   labels, normalization and texts in a file, as MediaPipe and Android Studio read them
+    Metadata, Normalization, TensorText   what there is to say
     TFLiteModel, TensorInfo, Verification, OutputCheck, Latency, CSource   frozen results
     ConversionError   the source cannot become such a file, and why
 
@@ -20,15 +22,20 @@ _HOME = {
     "Latency": "tflite_export.proof.latency",
     "Inspection": "tflite_export.tflite.inspection",
     "LayerError": "tflite_export.proof.divergence",
+    "Metadata": "tflite_export.app.metadata_fields",
+    "Normalization": "tflite_export.app.metadata_fields",
     "OutputCheck": "tflite_export.proof.outputs",
     "TFLiteModel": "tflite_export.runtime.model",
     "TensorInfo": "tflite_export.runtime.model",
+    "TensorText": "tflite_export.app.metadata_fields",
     "Verification": "tflite_export.proof.verification",
     "benchmark": "tflite_export.proof.latency",
     "c_array": "tflite_export.app.c_source",
     "convert": "tflite_export.conversion.convert",
     "apply_update": "tflite_export.tflite.update",
     "inspect": "tflite_export.tflite.inspection",
+    "read_metadata": "tflite_export.app.metadata",
+    "set_metadata": "tflite_export.app.metadata",
     "update": "tflite_export.tflite.update",
     "verify": "tflite_export.proof.verification",
 }
