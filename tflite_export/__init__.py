@@ -9,10 +9,11 @@
     compare          which of several files is faster
     inspect          what is in a file
     update           what devices must download from one version to the next; apply_update makes it
+    set_metadata     labels, normalization and texts in a file, as MediaPipe reads them; read_metadata reads them
     android_bundle   a folder for an Android app, with a test on golden vectors
     c_array          a file as an array in C
     TFLiteModel, TensorInfo, Verification, OutputCheck, LayerError, Latency, Comparison, Inspection, Best, Update,
-    CSource          frozen results
+    CSource, Diagnosis, AndroidBundle, Metadata, Normalization, TensorText   frozen results
     ConversionError   the source cannot become such a file, and why
 
 Everything loads on first use: importing this package loads neither tensorflow nor keras.
@@ -23,29 +24,34 @@ from typing import Any
 
 # No module may be called like one of these names: importing it would put the module in the function's place.
 _HOME = {
+    "AndroidBundle": "tflite_export.app.android",
     "Best": "tflite_export.proof.best",
     "CSource": "tflite_export.app.c_source",
     "Comparison": "tflite_export.proof.comparison",
     "ConversionError": "tflite_export.errors",
-    "Latency": "tflite_export.proof.latency",
+    "Diagnosis": "tflite_export.proof.doctor",
     "Inspection": "tflite_export.tflite.inspection",
+    "Latency": "tflite_export.proof.latency",
     "LayerError": "tflite_export.proof.divergence",
+    "Metadata": "tflite_export.app.metadata_fields",
+    "Normalization": "tflite_export.app.metadata_fields",
     "OutputCheck": "tflite_export.proof.outputs",
     "TFLiteModel": "tflite_export.runtime.model",
-    "Update": "tflite_export.tflite.update",
     "TensorInfo": "tflite_export.runtime.model",
+    "TensorText": "tflite_export.app.metadata_fields",
+    "Update": "tflite_export.tflite.update",
     "Verification": "tflite_export.proof.verification",
+    "android_bundle": "tflite_export.app.android",
+    "apply_update": "tflite_export.tflite.update",
     "benchmark": "tflite_export.proof.latency",
     "c_array": "tflite_export.app.c_source",
     "compare": "tflite_export.proof.comparison",
-    "convert_best": "tflite_export.proof.best",
     "convert": "tflite_export.conversion.convert",
-    "AndroidBundle": "tflite_export.app.android",
-    "android_bundle": "tflite_export.app.android",
-    "apply_update": "tflite_export.tflite.update",
-    "Diagnosis": "tflite_export.proof.doctor",
+    "convert_best": "tflite_export.proof.best",
     "diagnose": "tflite_export.proof.doctor",
     "inspect": "tflite_export.tflite.inspection",
+    "read_metadata": "tflite_export.app.metadata",
+    "set_metadata": "tflite_export.app.metadata",
     "trainable_head": "tflite_export.sources.training",
     "update": "tflite_export.tflite.update",
     "verify": "tflite_export.proof.verification",

@@ -41,3 +41,22 @@ def dense():
     model = keras.Sequential([keras.Input((12,), name="x"), keras.layers.Dense(5, name="d")], name="dense")
     model.layers[-1].bias.assign(np.linspace(-1, 1, 5))
     return model
+
+
+@pytest.fixture(scope="session")
+def classifiers():
+    """Precision -> file of a net for 5 classes of images (8, 8, 3), of pixels in [0, 1]."""
+    keras.utils.set_random_seed(2)
+    stack = [keras.Input((8, 8, 3), name="image"), keras.layers.Flatten()]
+    model = keras.Sequential([*stack, keras.layers.Dense(5, activation="softmax", name="probability")])
+    pixels = (np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3)) / 255).astype("float32")
+    return {name: tflite_export.convert(model, name, pixels) for name in ("float32", "float16", "uint8", "int8")}
+
+
+@pytest.fixture(scope="session")
+def two_by_two():
+    """A file of two inputs and two outputs, not in alphabetical order."""
+    zeta, alpha = keras.Input((4, 4, 3), name="zeta"), keras.Input((6,), name="alpha")
+    x = keras.layers.Concatenate()([keras.layers.Flatten()(zeta), alpha])
+    outputs = [keras.layers.Dense(3, name="yak")(x), keras.layers.Dense(2, name="bee")(x)]
+    return tflite_export.convert(keras.Model([zeta, alpha], outputs), "float32")

@@ -100,10 +100,29 @@ def versions(content: bytes) -> list[tuple[str, int]]:
 
 
 def metadata(content: bytes) -> dict[str, bytes]:
-    """The named buffers of a file, e.g. `"min_runtime_version"`."""
+    """The named buffers of a file, e.g. `"min_runtime_version"`; of two with one name the first, as runtimes do."""
     model = read(content)
-    entries = [model.Metadata(place) for place in range(model.MetadataLength())]
-    return {entry.Name().decode(): _bytes(model.Buffers(entry.Buffer())) for entry in entries}
+    found: dict[str, bytes] = {}
+    for entry in (model.Metadata(place) for place in range(model.MetadataLength())):
+        if entry.Name() is not None:
+            found.setdefault(entry.Name().decode(), _bytes(model.Buffers(entry.Buffer())))
+    return found
+
+
+def names(content: bytes) -> tuple[list[str], list[str]]:
+    """Names of the inputs and of the outputs of the main graph, in its order: the signature's if there is one."""
+    model = read(content)
+    graph = model.Subgraphs(0)
+    signature = model.SignatureDefs(0) if model.SignatureDefsLength() == 1 else None
+
+    def listed(numbers: Any, entries: dict[str, int]) -> list[str]:
+        known = {number: name for name, number in entries.items()}
+        numbers = [] if isinstance(numbers, int) else [int(number) for number in numbers]
+        return [known.get(number) or (graph.Tensors(number).Name() or b"").decode() for number in numbers]
+
+    inputs = {} if signature is None else _names(signature.Inputs, signature.InputsLength())
+    outputs = {} if signature is None else _names(signature.Outputs, signature.OutputsLength())
+    return listed(graph.InputsAsNumpy(), inputs), listed(graph.OutputsAsNumpy(), outputs)
 
 
 def dtype_name(number: int) -> str:

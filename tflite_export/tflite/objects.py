@@ -16,6 +16,8 @@ class FileObjects:
 
     Args:
         content: A `.tflite` file.
+
+    Raises: ValueError for one with data behind the flatbuffer.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -24,6 +26,7 @@ class FileObjects:
         flatbuffer.read(content)
         self._schema = schema
         self.model = schema.ModelT.InitFromPackedBuf(content, 0)
+        _check_inside(self.model)
         self.graph = self.model.subgraphs[0]
         self._kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"}
         self._dequantized: dict[int, int] = {}
@@ -141,6 +144,19 @@ class FileObjects:
         self.set_integers(stored, integers, steps, axis, bits)
         tensor.buffer = 0
         self._insert("DEQUANTIZE", [stored], [number], 0)
+
+    def set_named_buffer(self, name: str, data: bytes) -> None:
+        """Puts a buffer into the file's metadata, in the place of an old one of that name."""
+        entries = self.model.metadata or []
+        kept = [entry for entry in entries if entry.name != name.encode()]
+        taken = {entry.buffer for entry in kept}
+        taken |= {tensor.buffer for graph in self.model.subgraphs for tensor in graph.tensors} | {0}
+        free = [entry.buffer for entry in entries if entry.name == name.encode() and entry.buffer not in taken]
+        entry = self._schema.MetadataT()
+        entry.name = name
+        entry.buffer = self._new_buffer(b"") if not free else free[0]
+        self.model.buffers[entry.buffer].data = np.frombuffer(data, np.uint8)
+        self.model.metadata = [*kept, entry]
 
     def content(self) -> bytes:
         """The file, without constants that nothing uses any longer."""
@@ -263,6 +279,18 @@ def _aligned(buffer: Any) -> Any:
 
     made = Aligned()
     made.data = buffer.data
-    if getattr(buffer, "size", 0):
-        made.offset, made.size = buffer.offset, buffer.size
     return made
+
+
+def _check_inside(model: Any) -> None:
+    """Files of more than 2 GB have constants behind the flatbuffer, at places that a new one would not keep.
+
+    Raises: ValueError.
+    """
+    places = [buffer.offset for buffer in model.buffers if getattr(buffer, "size", 0)]
+    places += [op.largeCustomOptionsOffset for graph in model.subgraphs for op in graph.operators or []]
+    if any(places):
+        raise ValueError(
+            f"The file keeps data behind its flatbuffer, at byte {max(places):,}, and cannot be written anew. Convert "
+            "the model to a precision whose file has less than 2 GB."
+        )
