@@ -3,8 +3,9 @@
     convert      model, file or folder -> TFLiteModel, loaded and compared before it is returned
     verify       how far a file is from its source, on your data
     benchmark    how long one inference takes
+    delegates    which accelerator runs which operation of a file, and why not
     c_array      a file as an array in C
-    TFLiteModel, TensorInfo, Verification, OutputCheck, Latency, CSource   frozen results
+    TFLiteModel, TensorInfo, Verification, OutputCheck, Latency, CSource, DelegateReport   frozen results
     ConversionError   the source cannot become such a file, and why
 
 Everything loads on first use: importing this package loads neither tensorflow nor keras.
@@ -17,6 +18,7 @@ from typing import Any
 _HOME = {
     "CSource": "tflite_export.app.c_source",
     "ConversionError": "tflite_export.errors",
+    "DelegateReport": "tflite_export.hardware.report",
     "Latency": "tflite_export.proof.latency",
     "Inspection": "tflite_export.tflite.inspection",
     "LayerError": "tflite_export.proof.divergence",
@@ -27,6 +29,7 @@ _HOME = {
     "benchmark": "tflite_export.proof.latency",
     "c_array": "tflite_export.app.c_source",
     "convert": "tflite_export.conversion.convert",
+    "delegates": "tflite_export.hardware.assessment",
     "apply_update": "tflite_export.tflite.update",
     "inspect": "tflite_export.tflite.inspection",
     "update": "tflite_export.tflite.update",
