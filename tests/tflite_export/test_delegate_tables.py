@@ -152,6 +152,14 @@ def test_a_table_names_its_source_and_real_operations(name):
     assert "(20" in known()[name].source or "undated" in known()[name].source
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_an_operation_without_its_tensors_gets_an_answer(name):
+    for op in sys.modules[f"tflite_export.hardware.tables.{name}"].TABLE:
+        for inputs in ([], [None], [tensor(())], [tensor(()), tensor(())]):
+            found = known()[name].rule(node(op, inputs, [tensor(())]))
+            assert found is None or (isinstance(found, str) and found), (op, inputs)
+
+
 def test_a_new_table_must_name_its_source():
     with pytest.raises(ValueError, match="table of 'mine' must name its source"):
         register(Delegate("mine", " ", lambda node: None))

@@ -279,6 +279,14 @@ def test_an_operation_that_nobody_knows(float32):
         assert reasons(report[name]) == {"Mine": "not among its operations"}, name
     assert report["micro"].verdict == report["xnnpack"].verdict == "does not run"
     assert named(report["xnnpack"], "Mine").reason.startswith("the runtime refuses the file: ")
+    assert report["xnnpack"].measured
+
+
+def test_sizes_that_the_app_sets():
+    image = keras.Input((None, None, 3), name="image")
+    model = keras.Model(image, layers.Conv2D(4, 3, name="conv")(image), name="net")
+    verdict = tflite_export.delegates(tflite_export.convert(model, "float32", shapes="open"), "xnnpack")["xnnpack"]
+    assert named(verdict, "CONV_2D").reason == "sizes are open: no piece is taken before the app sets them"
 
 
 def test_names_and_bad_input(int8, tmp_path):

@@ -31,7 +31,7 @@ def measured(graph: Graph, content: bytes, *, trusted: bool) -> Verdict:
     except ValueError as error:
         return _nothing(graph, f"the runtime refuses the file: {str(error).splitlines()[0]}")
     if not runner.allocated:
-        return _nothing(graph, "not measured: sizes are open, so nothing is laid out before the app sets them")
+        return _nothing(graph, "sizes are open: no piece is taken before the app sets them")
     taken = inside(runner)
     numbers = {number for piece in taken for number in piece}
     left = [
@@ -46,7 +46,7 @@ def measured(graph: Graph, content: bytes, *, trusted: bool) -> Verdict:
 def _nothing(graph: Graph, reason: str) -> Verdict:
     left = [(node, reason) for node in graph.nodes]
     advice = "Convert with fixed sizes (shapes=...) and built-in operations only."
-    return verdict_on(graph, NAME, _runtime(), (), 0, left, advice)
+    return verdict_on(graph, NAME, _runtime(), (), 0, left, advice, measured=True)
 
 
 def _dtype(tensors: tuple[TensorRecord, ...]) -> str:
