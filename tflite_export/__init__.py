@@ -7,13 +7,14 @@
     benchmark        how long one inference takes
     diagnose         what is strange about representative data
     compare          which of several files is faster
+    delegates        which accelerator runs which operation of a file, and why not
     inspect          what is in a file
     update           what devices must download from one version to the next; apply_update makes it
     set_metadata     labels, normalization and texts in a file, as MediaPipe reads them; read_metadata reads them
     android_bundle   a folder for an Android app, with a test on golden vectors
     c_array          a file as an array in C
     TFLiteModel, TensorInfo, Verification, OutputCheck, LayerError, Latency, Comparison, Inspection, Best, Update,
-    CSource, Diagnosis, AndroidBundle, Metadata, Normalization, TensorText   frozen results
+    DelegateReport, CSource, Diagnosis, AndroidBundle, Metadata, Normalization, TensorText   frozen results
     ConversionError   the source cannot become such a file, and why
 
 Everything loads on first use: importing this package loads neither tensorflow nor keras.
@@ -29,6 +30,7 @@ _HOME = {
     "CSource": "tflite_export.app.c_source",
     "Comparison": "tflite_export.proof.comparison",
     "ConversionError": "tflite_export.errors",
+    "DelegateReport": "tflite_export.hardware.report",
     "Diagnosis": "tflite_export.proof.doctor",
     "Inspection": "tflite_export.tflite.inspection",
     "Latency": "tflite_export.proof.latency",
@@ -48,6 +50,7 @@ _HOME = {
     "compare": "tflite_export.proof.comparison",
     "convert": "tflite_export.conversion.convert",
     "convert_best": "tflite_export.proof.best",
+    "delegates": "tflite_export.hardware.assessment",
     "diagnose": "tflite_export.proof.doctor",
     "inspect": "tflite_export.tflite.inspection",
     "read_metadata": "tflite_export.app.metadata",

@@ -6,6 +6,8 @@ from typing import Any
 
 from tflite_export.runtime.runner import Runner
 
+_DELEGATE = "DELEGATE"
+
 
 @dataclass(frozen=True)
 class Partitions:
@@ -36,15 +38,21 @@ def partitions(content: bytes) -> Partitions:
 
 def partitions_of(runner: Runner) -> Partitions:
     """As `partitions`, of a file that is loaded."""
-    nodes = runner.nodes()
-    delegates = [node for node in nodes if node["op_name"] == "DELEGATE"]
-    plain = {node["index"]: node for node in nodes if node["op_name"] != "DELEGATE"}
+    pieces = inside(runner)
+    taken = {number for piece in pieces for number in piece}
+    outside = Counter(node["op_name"] for index, node in _plain(runner).items() if index not in taken)
+    return Partitions(len(pieces), len(taken), dict(outside))
+
+
+def inside(runner: Runner) -> list[set[int]]:
+    """Numbers of the operations of the main graph in each piece that XNNPACK runs."""
+    plain = _plain(runner)
     makers = {int(tensor): index for index, node in plain.items() for tensor in node["outputs"]}
-    taken: set[int] = set()
-    for delegate in delegates:
-        taken |= _behind(delegate, plain, makers)
-    outside = Counter(node["op_name"] for index, node in plain.items() if index not in taken)
-    return Partitions(len(delegates), len(taken), dict(outside))
+    return [_behind(node, plain, makers) for node in runner.nodes() if node["op_name"] == _DELEGATE]
+
+
+def _plain(runner: Runner) -> dict[int, dict[str, Any]]:
+    return {node["index"]: node for node in runner.nodes() if node["op_name"] != _DELEGATE}
 
 
 def _behind(delegate: dict[str, Any], plain: dict[int, dict[str, Any]], makers: dict[int, int]) -> set[int]:

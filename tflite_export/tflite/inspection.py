@@ -146,8 +146,8 @@ def inspect(tflite: TFLite) -> Inspection:
 
 def _layers(ops: tuple[records.OpRecord, ...]) -> tuple[LayerPart, ...]:
     by: dict[str, list[records.OpRecord]] = {}
-    for op, layer in zip(ops, _owners(ops), strict=True):
-        by.setdefault(_shown(layer), []).append(op)
+    for op, layer in zip(ops, owners(ops), strict=True):
+        by.setdefault(shown(layer), []).append(op)
     counted: set[int] = set()
     parts = []
     for layer, own in by.items():
@@ -170,7 +170,7 @@ def _layers(ops: tuple[records.OpRecord, ...]) -> tuple[LayerPart, ...]:
     return tuple(parts)
 
 
-def _owners(ops: tuple[records.OpRecord, ...]) -> list[str]:
+def owners(ops: tuple[records.OpRecord, ...]) -> list[str]:
     """The layer of each operation; a DEQUANTIZE of weights belongs to what reads them, and may tell its layer."""
     unpacked = {
         op.outputs[0].name: op.layer
@@ -190,7 +190,7 @@ def _owners(ops: tuple[records.OpRecord, ...]) -> list[str]:
     ]
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """Without the model's name, which is in every scope."""
     parts = [part for part in path.split("/") if part != "StatefulPartitionedCall"]
     return "/".join(parts[1:] or parts)

@@ -1,0 +1,1 @@
+"""One delegate a file: operation -> conditions, with the document they come from."""
