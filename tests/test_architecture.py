@@ -34,13 +34,13 @@ EXPORT_FLOORS = {
     "tflite": 1,
     "sources": 2,
     "runtime": 3,
-    "conversion": 4,
-    "proof": 5,
-    "hardware": 5,
-    "app": 6,
-    "commands": 7,
-    "cli": 8,
-    "__main__": 9,
+    "hardware": 4,
+    "conversion": 5,
+    "proof": 6,
+    "app": 7,
+    "commands": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 HEAVY = ("tf_keras", "tensorflow_model_optimization", "optuna", "ray", "matplotlib")
 LEGACY = ("kdopt/quantization/tfmot/", "tflite_export/sources/legacy_keras.py")

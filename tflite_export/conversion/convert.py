@@ -17,6 +17,7 @@ from tflite_export.conversion.lowering import lowered
 from tflite_export.conversion.mixed import check_layers
 from tflite_export.conversion.sameness import differences
 from tflite_export.conversion.signatures import convert_signatures
+from tflite_export.conversion.targets import Target, assess, choose
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
@@ -28,9 +29,10 @@ from tflite_export.tflite.op_versions import number
 
 def convert(
     source: Any,
-    precision: str,
+    precision: str | None = None,
     representative_data: Any = None,
     *,
+    target: str | None = None,
     batch: int | None = 1,
     shapes: Mapping[str, Sequence[int]] | str | None = None,
     layers: Mapping[str, str] | None = None,
@@ -65,11 +67,14 @@ def convert(
             range are calibrated (`TFLiteModel.calibrated`). Or a dict signature name -> source, for one file with
             several signatures that share their weights, e.g. `{"embed": encoder, "classify": model}`; its
             `representative_data` is a dict signature name -> data (`TFLiteModel.session` calls them).
-        precision: String, see the table.
+        precision: String, see the table. Defaults to `None`: what fits the target.
         representative_data: Inputs as in use (100-500 samples), from which int8 learns the ranges of a float source:
             array (n, ...), dict input name -> array, list with one array for each input, `tf.data.Dataset`, generator
             or function that gives batches x or (x, y). For the other precisions it is optional and only used to check
             the file.
+        target: Where the file is to run: `"xnnpack"` (CPU), `"gpu"`, `"edgetpu"`, `"nnapi"`, `"micro"`. It chooses a
+            precision, says why and what stays on the CPU (`TFLiteModel.notes`), and refuses a file that does not run
+            there. Defaults to `None`.
         batch: Integer >= 1, samples of one run; or None for any number, which costs extra operations, and is refused
             by some runtimes. Defaults to `1`.
         shapes: Sizes of inputs that the source leaves open, beside the batch: dict input name -> shape of one sample,
@@ -94,15 +99,19 @@ def convert(
     file.save("model.tflite")
     ```
     """
-    rule = precisions.get(precision)
     _check_integer("batch", batch, optional=True)
     _check_integer("max_bytes", max_bytes, optional=True)
     _check_integer("max_samples", max_samples)
     if min_runtime is not None:
         number(min_runtime)
+    if precision is None and target is None:
+        raise ValueError(f"Pass `precision`, one of {', '.join(map(repr, precisions.names()))}; or `target`.")
+    if precision is not None:
+        precisions.get(precision)
     if isinstance(source, Mapping):
-        if shapes is not None or layers is not None:
-            raise ValueError("`shapes` and `layers` are for one source, not for several signatures.")
+        if shapes is not None or layers is not None or target is not None:
+            raise ValueError("`shapes`, `layers` and `target` are for one source, not for several signatures.")
+        rule = precisions.get(str(precision))
         contract = Contract(rule, batch is None, min_runtime=min_runtime, max_bytes=max_bytes)
         return convert_signatures(
             source, contract, representative_data, batch=batch, max_samples=max_samples, verbose=verbose
@@ -110,6 +119,11 @@ def convert(
     with silenced(verbose):
         resolved = resolve(source)
     _check_batch(resolved, batch)
+    place = None
+    if target is not None:
+        trained = resolved.has_ranges or bool(resolved.kernels)
+        place, precision = choose(target, precision, batch, data=representative_data is not None, trained=trained)
+    rule = precisions.get(str(precision))
     resolved = _with_shapes(resolved, shapes)
     data = None
     if representative_data is not None:
@@ -119,7 +133,7 @@ def convert(
     contract = Contract(rule, batch is None, shapes == "open", min_runtime=min_runtime, max_bytes=max_bytes)
     job = Job(resolved, contract, data, batch, verbose, check_layers(layers, resolved, rule.name))
     try:
-        return _converted(job)
+        return _converted(job, place)
     except ConversionError as error:
         advice = _advice(resolved, str(error)) if rule.integer else ""
         if not advice:
@@ -141,7 +155,7 @@ def _advice(source: Source, message: str) -> str:
     return " ".join(f"Layer {layer!r}: {text}." for layer, text in (named or source.advice).items())
 
 
-def _converted(job: Job) -> TFLiteModel:
+def _converted(job: Job, target: Target | None) -> TFLiteModel:
     check_weights(job.source)
     with silenced(job.verbose):
         function = traced(job.source, job.batch)
@@ -157,12 +171,15 @@ def _converted(job: Job) -> TFLiteModel:
         violations = replace(job.contract, floats=floats).check(model, job.source)
         if not violations:
             violations = differences(model, job.source, job.precision, job.sample)
+        notes: tuple[str, ...] = ()
+        if target is not None and not violations:
+            notes, violations = assess(target, model)
     if violations:
         said = "\n".join(f"  {violation}" for violation in dict.fromkeys(map(str, violations)))
         raise ConversionError(
             f"The {job.precision.name} file of {job.source.label} is not as it must be:\n{said}", violations
         )
-    return model
+    return replace(model, notes=notes)
 
 
 def _check_integer(name: str, value: Any, *, optional: bool = False) -> None:

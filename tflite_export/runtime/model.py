@@ -48,6 +48,7 @@ class TFLiteModel:
         outputs: In the order of the source's outputs.
         calibrated: Of a QAT source only: layers whose range came from calibration, not from training.
         partitions: Which operations XNNPACK runs on this machine's CPU; None for open sizes.
+        notes: What was chosen for a target, and why.
 
     Example:
     ```
@@ -63,6 +64,7 @@ class TFLiteModel:
     outputs: tuple[TensorInfo, ...]
     calibrated: tuple[str, ...] = ()
     partitions: Partitions | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_content(
@@ -173,6 +175,7 @@ class TFLiteModel:
         lines.append(f"  runs on TensorFlow Lite >= {self.min_runtime or '?'}{_newest(self.content)}")
         if self.partitions is not None:
             lines.append(f"  {self.partitions}")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
