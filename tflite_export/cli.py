@@ -20,11 +20,13 @@ _EXAMPLES = """examples:
   tflite-export verify model.keras model.tflite --data data.npz
   tflite-export benchmark model.tflite --threads 1
   tflite-export inspect model.tflite --picture model.png
+  tflite-export delegates model.tflite --name gpu
   tflite-export bundle model.tflite -o android --name Digits --package com.example.digits
   tflite-export c-array model.tflite -o firmware/model
 
 A .npz file holds one array (n, ...) for each input of the model, by name; if the model has one input, any name will do.
 Exit codes: 0 done; 1 not verified, or not convertible; 2 bad usage or input."""
+TARGETS = ("xnnpack", "gpu", "edgetpu", "nnapi", "micro")
 _RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=_RAW,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    for add in (_convert, _best, _verify, _benchmark, _inspect, _update, _bundle, _c_array):
+    for add in (_convert, _best, _verify, _benchmark, _inspect, _delegates, _update, _bundle, _c_array):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -69,7 +71,8 @@ def _convert(commands: Any) -> argparse.ArgumentParser:
         "convert", help="model -> .tflite", epilog=f"precisions:\n{summaries}", formatter_class=_RAW
     )
     _add_model(command)
-    command.add_argument("--precision", required=True, choices=precisions.names())
+    command.add_argument("--precision", choices=precisions.names(), help="needed unless --target chooses it")
+    command.add_argument("--target", choices=TARGETS, help="where it is to run: chooses the precision, says why")
     command.add_argument("--calibration", metavar="NPZ", help="representative inputs; int8 needs them")
     _add_output(command, "TFLITE", "file to write")
     command.add_argument("--batch", type=_batch, default=1, metavar="N", help="samples a run, or 'any' (default 1)")
@@ -122,6 +125,13 @@ def _inspect(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser("inspect", help="what is in a .tflite")
     command.add_argument("tflite", help=".tflite file")
     command.add_argument("--picture", metavar="PNG", help="bytes and work by layer; .png, .svg or .pdf")
+    return command
+
+
+def _delegates(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser("delegates", help="which accelerator runs which operation, and why not")
+    command.add_argument("tflite", help=".tflite file")
+    command.add_argument("--name", dest="names", action="append", metavar="NAME", help="only this one; may be repeated")
     return command
 
 

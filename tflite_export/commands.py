@@ -18,13 +18,17 @@ def convert(options: Options) -> int:
     data = None if options.calibration is None else read_npz(options.calibration)
     from tflite_export.conversion.convert import convert as run
 
+    if options.precision is None and options.target is None:
+        raise ValueError("Pass --precision, or --target, which chooses one.")
     source = _source(options.model, options.verbose)
-    if data is None and precisions.get(options.precision).integer and not source.has_ranges:
+    integer = options.precision is not None and precisions.get(options.precision).integer
+    if data is None and integer and not source.has_ranges:
         raise ValueError(f"--precision {options.precision} needs --calibration: an .npz of 100-500 inputs as in use.")
     model = run(
         source,
         options.precision,
         _fit(data, source),
+        target=options.target,
         batch=options.batch,
         layers=dict(options.layers) or None,
         min_runtime=options.min_runtime,
@@ -105,6 +109,15 @@ def inspect(options: Options) -> int:
     if options.picture is not None:
         found.save(options.picture)
     _say(options, found, str(found))
+    return 0
+
+
+def delegates(options: Options) -> int:
+    """Who runs a file."""
+    from tflite_export.hardware.assessment import delegates as run
+
+    report = run(options.tflite, options.names)
+    _say(options, report, str(report))
     return 0
 
 
@@ -213,6 +226,7 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "verify": verify,
     "benchmark": benchmark,
     "inspect": inspect,
+    "delegates": delegates,
     "update": update,
     "bundle": bundle,
     "c-array": c_array,

@@ -88,7 +88,14 @@ def test_bad_tflite_and_folder(files, capfd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("convert", "m"), ("convert", "m", "--precision", "int9", "-o", "x"), ("benchmark",)]
+    "arguments",
+    [
+        (),
+        ("convert", "m"),
+        ("convert", "m", "--target", "tpu", "-o", "x"),
+        ("convert", "m", "--precision", "int9", "-o", "x"),
+        ("benchmark",),
+    ],
 )
 def test_usage(arguments, capfd):
     with pytest.raises(SystemExit) as caught:
@@ -230,3 +237,21 @@ def test_options_of_convert(small, capfd, tmp_path):
     with pytest.raises(SystemExit):
         main([str(part) for part in (*convert, "int8", "--layer", "d")])
     assert "expected NAME=PRECISION" in capfd.readouterr().err
+
+
+def test_target_and_delegates(small, capfd, tmp_path):
+    from tflite_export.cli import TARGETS
+    from tflite_export.conversion import targets
+
+    assert tuple(targets.TARGETS) == TARGETS
+    convert = ("convert", small / "m.keras", "-o", tmp_path / "m.tflite")
+    code, said, _ = _run(capfd, *convert, "--target", "gpu")
+    assert code == 0
+    assert "target gpu: float16, since" in said
+    code, _, err = _run(capfd, *convert)
+    assert (code, err) == (2, "tflite-export: Pass --precision, or --target, which chooses one.\n")
+    code, said, _ = _run(capfd, "delegates", small / "m.tflite", "--name", "gpu", "--name", "micro", "--json")
+    assert code == 0
+    assert [verdict["name"] for verdict in json.loads(said)["verdicts"]] == ["gpu", "micro"]
+    code, _, err = _run(capfd, "delegates", small / "m.tflite", "--name", "npu")
+    assert (code, "No delegate 'npu'" in err) == (2, True)
