@@ -32,7 +32,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "steps_per_execution")) for name in SETTINGS],
+)
 def test_runs_once_an_update_also_after_a_first_fit_and_goes(setting):
     options, compiled, wanted = SETTINGS[setting]
     model = make_model(keras.optimizers.SGD(0.0, **options), **compiled)

@@ -205,6 +205,7 @@ def test_a_callback_finds_its_list():
     assert seen["stranger"] is None
 
 
+@pytest.mark.slow
 def test_two_replicas():
     code = """
     import keras, numpy as np, tensorflow as tf

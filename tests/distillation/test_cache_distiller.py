@@ -36,7 +36,7 @@ def weights(model):
     return [np.asarray(v) for v in model.variables]
 
 
-@pytest.mark.parametrize("with_model", [True, False])
+@pytest.mark.parametrize("with_model", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_saved_loaded_and_gone_on_with(tmp_path, with_model):
     teacher = mlp(2, "softmax")
     cache_teacher(teacher, X, tmp_path / "c", taps=1, verbose=0)
@@ -162,6 +162,7 @@ def test_taps_that_are_not_in_the_cache(tmp_path):
     assert cached.evaluate(given.join(IMAGES), verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_shared_layer_tapped_in_its_second_call(tmp_path):
     teacher = staged(2)
     cache_teacher(teacher, IMAGES, tmp_path, taps=["shared@0", "shared@1"], verbose=0)
@@ -231,6 +232,7 @@ DISTRIBUTED = """
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(DISTRIBUTED), str(Path(__file__).parent), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

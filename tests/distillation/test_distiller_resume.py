@@ -39,7 +39,7 @@ def state(distiller):
     return [np.array(variable) for variable in (*distiller.variables, *extras, *averages)]
 
 
-@pytest.mark.parametrize("teacher", ["model", "average"])
+@pytest.mark.parametrize("teacher", ["model", pytest.param("average", marks=pytest.mark.slow)])
 def test_a_killed_fit_goes_on_as_it_was(tmp_path, teacher):
     whole = made(teacher)
     fit(whole)

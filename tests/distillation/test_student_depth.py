@@ -36,6 +36,7 @@ def with_empty_branches(model, norms):
     return oracle
 
 
+@pytest.mark.slow
 def test_mobilenet_v2_without_its_deepest_blocks():
     teacher = disturbed(keras.applications.MobileNetV2((32, 32, 3), weights=None, classes=7))
     # Blocks with a shortcut in stages of 2, 3, 4, 3, 3 (Sandler et al. 2018, table 2); 10 of 15 stay.
@@ -143,6 +144,7 @@ def test_a_plain_net_without_some_of_its_layers():
     np.testing.assert_allclose(student(x), h, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropped_blocks_of_a_nested_backbone():
     backbone = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, include_top=False, pooling="avg")
     x = keras.Input((32, 32, 3))

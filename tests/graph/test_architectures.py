@@ -30,7 +30,12 @@ def check(model, eagerly=False):
     return found.small
 
 
-@pytest.mark.parametrize("net", NETS, ids=name_of)
+LONG = ("yolo", "tagger_unrolled")
+
+
+@pytest.mark.parametrize(
+    "net", [pytest.param(net, marks=[pytest.mark.slow] * (name_of(net) in LONG)) for net in NETS], ids=name_of
+)
 def test_half_the_multiply_accumulates(net):
     check(disturbed(net()), eagerly=True)  # a third of the time; compiled in the slow test
 

@@ -24,7 +24,8 @@ SETTINGS = {
 
 
 CASES = [(setting, True) for setting in SETTINGS if setting != "jit_compile"]
-CASES += [("plain", False), ("jit_compile", False), pytest.param("jit_compile", True, marks=pytest.mark.slow)]
+CASES += [("plain", False)]
+CASES += [pytest.param("jit_compile", trained, marks=pytest.mark.slow) for trained in (False, True)]
 
 
 @pytest.mark.parametrize(("setting", "trained"), CASES)

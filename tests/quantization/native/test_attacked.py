@@ -10,6 +10,7 @@ from keras import layers as L
 import tflite_export
 from kdopt.quantization import Quantized, quantize_aware
 from kdopt.quantization.learned_ranges import LearnedStepRange, ParameterizedClipping
+from tflite_export.tflite import records
 
 X = np.random.default_rng(3).normal(0, 1, (16, 6)).astype("float32")
 
@@ -183,7 +184,7 @@ def test_half_precision_keeps_its_learned_steps():
     model = quantize_aware(source, "native", layers={"a": "lsq"}, calibration=X)
     (limit,) = model.steps.trainable_variables
     limit.assign(limit * 0.5)
-    stored = tflite_export.inspect.ops(tflite_export.convert(model, "int8").content)
+    stored = records.ops(tflite_export.convert(model, "int8").content)
     (kernel,) = (op.inputs[1] for op in stored if op.name == "FULLY_CONNECTED")
     np.testing.assert_allclose(kernel.scales, np.ravel(limit) / 127, rtol=1e-5)
 

@@ -66,6 +66,7 @@ def test_the_file_of_a_trained_net_is_the_net(build, largest, mean):
     assert np.ptp(got) > 40 * step
 
 
+@pytest.mark.slow
 def test_a_mobile_net_with_gates_has_no_float_operation():
     keras.utils.set_random_seed(0)
     net = keras.applications.MobileNetV3Small((32, 32, 3), alpha=0.35, weights=None, classes=5, minimalistic=False)

@@ -232,7 +232,10 @@ def with_statistics(model):
     return model
 
 
-@pytest.mark.parametrize("group", GROUPS)
+LONG = ("within three steps", "sequences")
+
+
+@pytest.mark.parametrize("group", [pytest.param(group, marks=[pytest.mark.slow] * (group in LONG)) for group in GROUPS])
 def test_the_file_computes_what_the_rule_trains(group):
     keras.utils.set_random_seed(3)
     inputs = keras.Input((8, 8, 2), name="image")
