@@ -43,13 +43,16 @@ TARGETS = {
             "a third or a quarter of the size; how fast it is depends on the processor: `convert_best` measures",
         ),
         Target(
-            "gpu", "int8_float_io", "float16", (*_FLOATS, *_INTEGERS), "GPUs compute in float16, whatever is stored"
+            "gpu",
+            "int8_float_io",
+            "float16",
+            (*_FLOATS, *_INTEGERS),
+            "GPUs compute in float16, whatever is stored",
+            prefers_float=True,
         ),
         Target("edgetpu", "uint8", None, _INTEGERS, "it computes in 8 bits only"),
         Target("nnapi", "int8", "float16", (*_FLOATS, *_INTEGERS), "most drivers have 8 bits and float16"),
-        Target(
-            "micro", "int8", None, ("float32", "int8", "int16x8"), "microcontrollers have no float unit to speak of"
-        ),
+        Target("micro", "int8", None, ("float32", "int8", "int16x8"), "few microcontrollers are fast in float"),
     )
 }
 
