@@ -187,7 +187,9 @@ def test_sample_weight_zero_leaves_a_samples_own_value_out(name):
         assert one == pytest.approx(float(total_loss(distiller, x[:half], y[:half])) / 2, rel=1e-4, abs=1e-6)
 
 
-@each_loss
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (place % 3 > 0)) for place, name in enumerate(LOSSES)]
+)
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # the layers after the tap
 def test_a_few_steps_descend_and_leave_the_teacher_alone(name):
     case, distiller = CASES[name], distiller_of(name)

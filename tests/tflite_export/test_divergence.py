@@ -40,8 +40,9 @@ def spoiled(content, layer):
     raise AssertionError(layer)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("layer", ["one", "two", "three"])
+@pytest.mark.parametrize(
+    ("precision", "layer"), [("float32", "one"), ("float16", "two"), ("int8", "one"), ("int8", "three")]
+)
 def test_the_layer_that_was_spoiled_is_named(deep, pictures, precision, layer):
     file = tflite_export.convert(deep, precision, pictures)
     assert tflite_export.verify(deep, file, pictures).diverges is None

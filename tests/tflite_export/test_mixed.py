@@ -31,17 +31,18 @@ def kinds(file, model):
     return {op.layer: "float" if op.is_float else op.inputs[1].dtype if len(op.inputs) > 1 else "int8" for op in found}
 
 
-@pytest.mark.parametrize("precision", ["int8", "uint8", "int8_float_io"])
 @pytest.mark.parametrize(
-    ("chosen", "left"),
+    ("precision", "chosen", "left"),
     [
-        ("head", "head"),
-        ("stem", "stem"),
-        ("spread", "norm"),  # fused: named after the last of depthwise convolution, normalization and ReLU
-        ("norm", "norm"),
-        ("block/inside", "block/inside"),
-        ("inside", "block/inside"),
-        ("sum", "sum"),
+        ("int8", "head", "head"),
+        ("uint8", "head", "head"),
+        ("int8_float_io", "stem", "stem"),
+        ("uint8", "stem", "stem"),
+        ("int8", "spread", "norm"),  # fused: named after the last of depthwise convolution, normalization and ReLU
+        ("int8", "norm", "norm"),
+        ("int8", "block/inside", "block/inside"),
+        ("int8_float_io", "inside", "block/inside"),
+        ("int8", "sum", "sum"),
     ],
 )
 def test_a_layer_stays_float_and_nothing_else(net, precision, chosen, left):
