@@ -68,6 +68,18 @@ def test_errors_of_all_layers_equal_keras(deep, pictures):
     assert 0.0005 < two.relative < 0.01
 
 
+def test_layers_that_cannot_be_measured_are_refused_when_asked_for(deep, pictures, monkeypatch):
+    def fails(*_):
+        raise tflite_export.ConversionError("no float32 file")
+
+    file = tflite_export.convert(deep, "int8", pictures)
+    monkeypatch.setattr("tflite_export.proof.divergence.float_file", fails)
+    with pytest.raises(tflite_export.ConversionError, match="no float32 file"):
+        tflite_export.verify(deep, file, pictures, layers=True)
+    failed = tflite_export.verify(deep, file, pictures, 1e-6)
+    assert (failed.passed, failed.layers) == (False, ())
+
+
 def test_inputs_of_other_names(deep, pictures):
     other = keras.Input((8, 8, 3), name="picture")
     renamed = keras.Model(other, deep(other))

@@ -79,6 +79,15 @@ def test_channels_that_are_never_active(trained):
     assert tflite_export.diagnose(dead, PIXELS / 255).healthy  # one of eight
 
 
+def test_what_cannot_be_looked_at_is_told():
+    matrix = keras.Input((3, 3))
+    model = keras.Model(matrix, keras.ops.cholesky(matrix))
+    data = np.stack([np.eye(3, dtype="float32") * (2 + place) for place in range(40)])
+    (finding,) = tflite_export.diagnose(model, data).findings
+    assert finding.kind == "not looked at"
+    assert "Cholesky" in finding.problem
+
+
 def test_integers_and_several_inputs():
     tokens, number = np.random.default_rng(0).integers(0, 9, (50, 6)), np.ones((50, 1), "float32")
     assert [finding.where for finding in findings({"tokens": tokens, "number": number})] == ["number"]

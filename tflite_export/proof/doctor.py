@@ -118,7 +118,11 @@ def _of_channels(source: Source, arrays: Mapping[str, np.ndarray]) -> Iterator[F
     try:
         content = convert(source, "float32", arrays).content
         runner = Runner(content, kernels="builtin", keep_all=True)
-    except (ConversionError, ValueError):
+    except (ConversionError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        yield Finding(
+            "not looked at", f"channels were not looked at: {reason}", "Diagnose the model as it was in float"
+        )
         return
     ops = records.ops(content, source.layers, scopes_numbered=source.scopes_numbered)
     numbers = {tensor.name: place for place, tensor in enumerate(records.tensors(content))}

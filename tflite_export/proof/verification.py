@@ -117,7 +117,8 @@ def verify(
 
     Returns: a `Verification`.
     Raises: TypeError, ValueError, FileNotFoundError for what cannot be read; ValueError if the inputs or outputs of
-        file and source do not match, or the source's own output is not finite.
+        file and source do not match, or the source's own output is not finite; ConversionError for `layers=True` if the
+        source does not become a float32 file to compare with.
 
     Example:
     ```
@@ -145,7 +146,14 @@ def verify(
         noise = {name: noise[pairs[name]] for name in expected}
         checks = _checks(file, expected, found, arrays, own, True, noise)
     result = _summary(checks, float(own if tolerance is None else tolerance), len(next(iter(arrays.values()))))
-    return _with_layers(result, resolved, file, arrays, pairs) if layers or not result.passed else result
+    if layers:
+        return _with_layers(result, resolved, file, arrays, pairs)
+    if result.passed:
+        return result
+    try:
+        return _with_layers(result, resolved, file, arrays, pairs)
+    except (ConversionError, ValueError):  # the source alone does not become a float file: nothing to compare with
+        return result
 
 
 def _checks(
@@ -189,11 +197,8 @@ def _noise(file: TFLiteModel, given: Arrays) -> dict[str, float]:
 def _with_layers(
     result: Verification, source: Source, file: TFLiteModel, arrays: Arrays, pairs: Mapping[str, str]
 ) -> Verification:
-    try:
-        with silenced():
-            errors = layer_errors(source, file, arrays, pairs)
-    except (ConversionError, ValueError):  # the source alone does not become a float file: nothing to compare with
-        return result
+    with silenced():
+        errors = layer_errors(source, file, arrays, pairs)
     return replace(result, layers=errors, diverges=first_beyond(errors, result.tolerance))
 
 

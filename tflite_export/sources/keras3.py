@@ -11,6 +11,10 @@ _SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 
 
 def from_keras(model: Any) -> Source:
+    """A Functional, Sequential or subclassed model, in inference mode.
+
+    Raises: ValueError for names that TensorFlow refuses, and for models whose input shapes are not known.
+    """
     import keras
 
     label = f"Keras model {model.name!r}"

@@ -18,6 +18,10 @@ def load_legacy(path: Path) -> Any:
 
 
 def from_tf_keras(model: Any) -> Source:
+    """A model of tf_keras, in inference mode.
+
+    Raises: ValueError for a model that was never called.
+    """
     import tensorflow as tf
 
     label = f"tf_keras model {model.name!r}"

@@ -15,7 +15,8 @@ class Finding:
     """One thing about calibration data that may ruin an integer file.
 
     Attributes:
-        kind: `"few"`, `"alike"`, `"constant"`, `"scale"`, `"outliers"`, `"never active"`.
+        kind: `"few"`, `"alike"`, `"constant"`, `"scale"`, `"outliers"`, `"never active"`,
+            `"not looked at"`.
         problem: What was found, with numbers.
         mend: What to do.
         where: Input or layer.

@@ -7,6 +7,10 @@ from tflite_export.sources.protocol import InputSpec, Source, named_outputs, saf
 
 
 def from_saved_model(path: Path) -> Source:
+    """The signature `serving_default` of a SavedModel folder.
+
+    Raises: ValueError if it cannot be loaded or has no such signature.
+    """
     import tensorflow as tf
 
     try:
