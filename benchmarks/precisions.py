@@ -64,7 +64,7 @@ def main():
         x = np.random.default_rng(0).normal(size=(64, *net.input_shape[1:])).astype("float32")
         files = {
             precision: tflite_export.convert(net, precision, x)
-            for precision in ("float32", "float16", "dynamic", "int8_weights", "int8")
+            for precision in ("float32", "float16", "dynamic", "weight_int8", "int8")
         }
         small = {"scheme": "int4_dense", "bias_correction": False, "equalize": False}
         files["int8, dense 4 bits"] = tflite_export.convert(post_training(net, x, **small), "int8")

@@ -52,6 +52,7 @@ _HOME = {
     "convert_best": "tflite_export.proof.best",
     "delegates": "tflite_export.hardware.assessment",
     "diagnose": "tflite_export.proof.doctor",
+    "fold_processing": "tflite_export.sources.processing",
     "inspect": "tflite_export.tflite.inspection",
     "read_metadata": "tflite_export.app.metadata",
     "set_metadata": "tflite_export.app.metadata",

@@ -91,8 +91,8 @@ def dynamic(converter: Any, representative: Callable[[], Any] | None) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
 
-@precision("int8_weights", tolerance=0.04)
-def int8_weights(converter: Any, representative: Callable[[], Any] | None) -> None:
+@precision("weight_int8", tolerance=0.04)
+def weight_int8(converter: Any, representative: Callable[[], Any] | None) -> None:
     """Weights int8 (dense ones int4 if trained so), computes in float32: small and as fast as float; no data needed."""
 
 
@@ -103,6 +103,7 @@ def int16x8(converter: Any, representative: Callable[[], Any] | None) -> None:
 
     _integer(converter, representative)
     if representative is not None:
+        converter.experimental_new_quantizer = False  # it is not used for 16 bits, but reads all data a second time
         kernels = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         converter.target_spec.supported_ops = [kernels]
     converter.inference_input_type = converter.inference_output_type = tf.int16

@@ -177,7 +177,7 @@ class QuantizationAware(keras.Model):
             "function": function,
             "inputs": {e.name: tf.TensorSpec((None, *e.shape[1:]), e.dtype, name=e.name) for e in inputs},
             "outputs": names,
-            "has_ranges": "int8_weights" not in self._precisions(),
+            "has_ranges": "weight_int8" not in self._precisions(),
             "precisions": self._precisions(),
             "kernels": kernels,
             "floats": self._floats(),

@@ -52,8 +52,8 @@ def quantize_aware(
             | `"int8"` | both | 8 bits | 8 bits | `"int8"`, `"int8_float_io"`, `"uint8"` |
             | `"int4_dense"` | native | 4 bits in Dense and EinsumDense, 8 elsewhere | 8 bits | the same |
             | `"int16x8"` | native | 8 bits | 16 bits, zero point 0 | `"int16x8"` |
-            | `"int8_weights"` | native | 8 bits | float | `"int8_weights"` |
-            | `"int4_weights"` | native | 4 bits in Dense and EinsumDense, 8 elsewhere | float | `"int8_weights"` |
+            | `"weight_int8"` | native | 8 bits | float | `"weight_int8"` |
+            | `"weight_int4"` | native | 4 bits in Dense and EinsumDense, 8 elsewhere | float | `"weight_int8"` |
             | `"prune_preserve"` | tfmot | 8 bits; what is zero before training stays zero (PQAT) | 8 bits | the same |
             | `"cluster_preserve"` | tfmot | one step a kernel, no more values than before (CQAT) | 8 bits | the same |
             | `"prune_cluster_preserve"` | tfmot | both (PCQAT) | 8 bits | the same |

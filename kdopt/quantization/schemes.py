@@ -60,8 +60,8 @@ SCHEMES = {
     "int8": Scheme(8, 8, ("int8", "int8_float_io", "uint8")),
     "int4_dense": Scheme(8, 4, ("int8", "int8_float_io", "uint8")),
     "int16x8": Scheme(16, 8, ("int16x8",)),
-    "int8_weights": Scheme(None, 8, ("int8_weights",)),
-    "int4_weights": Scheme(None, 4, ("int8_weights",)),
+    "weight_int8": Scheme(None, 8, ("weight_int8",)),
+    "weight_int4": Scheme(None, 4, ("weight_int8",)),
 }
 Layers = Mapping[Any, Any]
 

@@ -43,7 +43,7 @@ def rounded(model):
 
 
 def test_weights_alone_are_the_model_with_rounded_kernels(model):
-    file = tflite_export.convert(model, "int8_weights")
+    file = tflite_export.convert(model, "weight_int8")
     np.testing.assert_allclose(file.predict(X), rounded(model).predict(X, verbose=0), atol=1e-5)
     assert not any(op.inputs[1].data is not None for op in records.ops(file.content) if op.name == "CONV_2D")
     whole = tflite_export.convert(model, "float32")

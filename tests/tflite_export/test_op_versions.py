@@ -58,7 +58,7 @@ def test_of_kernels_that_are_put_into_a_file():
     """What TensorFlow's own tools write for these types (op_version.cc)."""
     net = keras.Sequential([keras.Input((64,)), layers.Dense(32, activation="relu"), layers.Dense(16)])
     x = np.random.default_rng(0).normal(size=(20, 64)).astype("float32")
-    wanted = {"int8_weights": ("DEQUANTIZE", 5, "2.7"), "int4": ("FULLY_CONNECTED", 12, "2.17")}
+    wanted = {"weight_int8": ("DEQUANTIZE", 5, "2.7"), "int4": ("FULLY_CONNECTED", 12, "2.17")}
     wanted["int8_int4"] = ("FULLY_CONNECTED", 10, "2.11")
     for precision, newest in wanted.items():
         content = tflite_export.convert(net, precision, x).content

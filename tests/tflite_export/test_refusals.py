@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tflite_export
-from tflite_export.conversion import contract, lowering
+from tflite_export.conversion import contract, integers
 from tflite_export.errors import ConversionError
 from tflite_export.tflite.records import layer_of
 
@@ -58,15 +58,15 @@ def test_a_file_with_float_operations_is_made_again(dense, monkeypatch):
     real, half = contract.float_layers, iter([("d (SPLIT)",), ("d (SPLIT)",)])
     monkeypatch.setattr(contract, "float_layers", lambda *arguments: next(half, None) or real(*arguments))
     converted = []
-    run = lowering.run_converter
-    monkeypatch.setattr(lowering, "run_converter", lambda *a: converted.append(1) or run(*a))
+    run = integers._run_quantizer
+    monkeypatch.setattr(integers, "_run_quantizer", lambda *a: converted.append(1) or run(*a))
     tflite_export.convert(dense, "int8", data)
     assert len(converted) == 3
 
 
-def test_mixed_precision_names_the_way_out():
-    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="half", dtype="mixed_float16")])
-    with pytest.raises(ConversionError, match=r"layer 'half' \(MatMul(.|\n)*mixed_float16(.|\n)*set_weights"):
+def test_weights_of_16_bits_name_the_way_out():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="half", dtype="float16")])
+    with pytest.raises(ConversionError, match=r"layer 'half' \(MatMul(.|\n)*float16(.|\n)*set_weights"):
         tflite_export.convert(model, "float32")
 
 

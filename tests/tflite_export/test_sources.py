@@ -117,3 +117,27 @@ def test_another_backend(dense, monkeypatch):
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
     with pytest.raises(RuntimeError, match=r"'jax'.*os.environ\[\"KERAS_BACKEND\"\] = \"tensorflow\""):
         tflite_export.convert(dense, "float32")
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_model_trained_in_mixed_precision(images, policy):
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(policy)
+    try:
+        image = keras.Input((16, 16, 3), name="image")
+        x = layers.BatchNormalization()(layers.Conv2D(4, 3, name="conv")(image))
+        x = layers.MultiHeadAttention(2, 4, name="attend")(*[layers.Reshape((-1, 4))(x)] * 2)
+        model = keras.Model(image, layers.Dense(3, dtype="float32", name="head")(layers.Flatten()(x)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    twin = keras.models.clone_model(model, clone_function=_in_float32)
+    twin.set_weights(model.get_weights())
+    file = _near(model, "float32", image=images)
+    np.testing.assert_allclose(file.predict(images), twin.predict(images, verbose=0), atol=1e-5)
+    assert {layer.compute_dtype for layer in model.layers} == {policy.removeprefix("mixed_"), "float32"}
+
+
+def _in_float32(layer):
+    config = layer.get_config()
+    config["dtype"] = "float32"
+    return type(layer).from_config(config)

@@ -22,7 +22,7 @@ def net():
 
 CHOSEN = {
     ("xnnpack", True): "int8_float_io",
-    ("xnnpack", False): "int8_weights",
+    ("xnnpack", False): "weight_int8",
     ("gpu", True): "float16",
     ("gpu", False): "float16",
     ("edgetpu", True): "uint8",

@@ -27,7 +27,7 @@ def files(convnet, images):
     x = layers.Embedding(7, 8)(tokens)
     x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 4)(x, x))
     loop = keras.Model(tokens, layers.Dense(3)(layers.LSTM(4)(x)))
-    made = [tflite_export.convert(loop, precision).content for precision in ("float32", "float16", "int8_weights")]
+    made = [tflite_export.convert(loop, precision).content for precision in ("float32", "float16", "weight_int8")]
     return [*made, tflite_export.convert(convnet, "int8", images).content]
 
 

@@ -26,6 +26,7 @@ class Contract:
         floats: Names of tensors that float operations may make in an integer file.
         min_runtime: TensorFlow Lite release that must be able to run the file, e.g. `"2.9"`; None: any.
         max_bytes: Largest size of the file; None: any.
+        custom_ops: Operations that are not builtin and may be in the file.
     """
 
     precision: Precision
@@ -34,6 +35,7 @@ class Contract:
     floats: frozenset[str] = frozenset()
     min_runtime: str | None = None
     max_bytes: int | None = None
+    custom_ops: frozenset[str] = frozenset()
 
     def check(self, model: TFLiteModel, source: Source) -> list[Violation]:
         """All in which a file is not as it must be."""
@@ -63,15 +65,16 @@ def names_and_order(contract: Contract, model: TFLiteModel, source: Source, ops:
 
 @rule
 def builtin_operations(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
-    """No custom and no Flex operation, which the standard runtimes do not have."""
+    """No custom and no Flex operation, which the standard runtimes do not have, but for those that are allowed."""
     for op in ops:
-        if op.custom:
+        if op.custom and op.name not in contract.custom_ops:
             yield Violation(
                 "builtin operations",
                 f"{op.name} is no builtin operation",
                 op.name,
                 op.layer,
-                "Write the layer with other operations, or leave it out of the model and compute it in the app",
+                "Write the layer with other operations, leave it out of the model and compute it in the app, or, if "
+                f"the app's runtime has it, pass custom_ops=[{op.name!r}]",
             )
 
 
@@ -97,7 +100,8 @@ def dtypes_of_inputs_and_outputs(
     contract: Contract, model: TFLiteModel, source: Source, ops: Ops
 ) -> Iterator[Violation]:
     """Those of the precision: integers where it has them, otherwise the source's."""
-    for info in (*model.inputs, *model.outputs):
+    own = {name: spec.dtype for name, spec in source.inputs.items() if not spec.dtype.startswith("float")}
+    for info in (*[info for info in model.inputs if info.dtype != own.get(info.name)], *model.outputs):
         kind = np.dtype(info.dtype).kind
         asked = contract.precision.io_dtype
         if asked is not None and kind == "f":
@@ -113,7 +117,7 @@ def dtypes_inside(contract: Contract, model: TFLiteModel, source: Source, ops: O
     """No float64, and no computing in float16, which few kernels do."""
     for op in ops:
         wide = {tensor.dtype for tensor in op.outputs} & {"float64", "complex128"}
-        half = op.name != "DEQUANTIZE" and any(
+        half = op.name not in ("DEQUANTIZE", "DENSIFY") and any(
             tensor.dtype == "float16" and tensor.data is None for tensor in op.outputs
         )
         if wide or half:

@@ -3,7 +3,7 @@
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 
 from tflite_export import precisions
 from tflite_export.conversion.contract import Contract
+from tflite_export.conversion.custom import check_custom_ops, not_run
 from tflite_export.conversion.graph import LOOPS, check_weights, operations_in, save, traced
 from tflite_export.conversion.job import Job
 from tflite_export.conversion.lowering import lowered
 from tflite_export.conversion.mixed import check_layers
 from tflite_export.conversion.sameness import differences
 from tflite_export.conversion.signatures import convert_signatures
+from tflite_export.conversion.sparse import check_sparse
 from tflite_export.conversion.targets import Target, assess, choose
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
@@ -24,6 +26,7 @@ from tflite_export.silence import silenced
 from tflite_export.sources import quality, samples
 from tflite_export.sources.protocol import InputSpec, Source
 from tflite_export.sources.resolve import resolve
+from tflite_export.tflite import records
 from tflite_export.tflite.op_versions import number
 
 
@@ -36,6 +39,8 @@ def convert(
     batch: int | None = 1,
     shapes: Mapping[str, Sequence[int]] | str | None = None,
     layers: Mapping[str, str] | None = None,
+    sparse: bool = False,
+    custom_ops: Collection[str] = (),
     min_runtime: str | None = None,
     max_bytes: int | None = None,
     max_samples: int = 512,
@@ -52,7 +57,7 @@ def convert(
     | `"float32"` | the reference |
     | `"float16"` | weights float16: half the size |
     | `"dynamic"` | weights int8, activations quantized at run time |
-    | `"int8_weights"` | kernels of convolutions and dense layers int8, computes in float32 |
+    | `"weight_int8"` | kernels of convolutions and dense layers int8, computes in float32 |
     | `"int16x8"` | weights int8, activations int16, inputs and outputs too |
     | `"int8"` | everything int8, inputs and outputs too |
     | `"uint8"` | as `"int8"`, inputs and outputs uint8 |
@@ -82,6 +87,13 @@ def convert(
             GPU delegates and browsers refuse the file. Defaults to `None`: there must be none.
         layers: Layers with another precision than the rest of an integer file, dict layer name -> `"float32"`,
             `"int8"`, or `"int4"` (dense layers): e.g. `{"logits": "float32"}`. Defaults to `None`.
+        sparse: Whether to store kernels without their zeros, which helps from about half of zeros on: a file of 0.3 of
+            the size with 80 % zeros, not a faster one on most processors. With precisions `"float32"`, `"float16"`,
+            `"weight_int8"`, and for convolutions in int8 files; what runtimes get wrong is refused. Defaults to
+            `False`.
+        custom_ops: Names of operations that are not builtin and that the app's runtime has, e.g. `["FlexErf"]` (errors
+            name them). A file with one is not loaded and not compared here, and says so (`TFLiteModel.notes`). Defaults
+            to none.
         min_runtime: Oldest TensorFlow Lite release that must have every operation, e.g. `"2.9"`. Defaults to `None`.
         max_bytes: Integer >= 1, largest size of the file. Defaults to `None`.
         max_samples: Integer >= 1, no more samples than this are used: evenly spaced ones of arrays, the first of
@@ -102,6 +114,7 @@ def convert(
     _check_integer("batch", batch, optional=True)
     _check_integer("max_bytes", max_bytes, optional=True)
     _check_integer("max_samples", max_samples)
+    allowed = check_custom_ops(custom_ops)
     if min_runtime is not None:
         number(min_runtime)
     if precision is None and target is None:
@@ -109,8 +122,10 @@ def convert(
     if precision is not None:
         precisions.get(precision)
     if isinstance(source, Mapping):
-        if shapes is not None or layers is not None or target is not None:
-            raise ValueError("`shapes`, `layers` and `target` are for one source, not for several signatures.")
+        if shapes is not None or layers is not None or target is not None or sparse or allowed:
+            raise ValueError(
+                "`shapes`, `layers`, `sparse`, `custom_ops` and `target` are for one source, not several signatures."
+            )
         rule = precisions.get(str(precision))
         contract = Contract(rule, batch is None, min_runtime=min_runtime, max_bytes=max_bytes)
         return convert_signatures(
@@ -124,14 +139,24 @@ def convert(
         trained = resolved.has_ranges or bool(resolved.kernels)
         place, precision = choose(target, precision, batch, data=representative_data is not None, trained=trained)
     rule = precisions.get(str(precision))
+    if sparse:
+        check_sparse(rule.name)
+    if allowed and target is not None:
+        raise ValueError(f"Target {target!r} runs builtin operations only; leave `custom_ops` or `target` out.")
+    if allowed and rule.integer:
+        raise ValueError(
+            f"`custom_ops` does not go with {rule.name!r}: to learn its ranges, the file would have to run here. "
+            "Choose 'float32', 'float16' or 'dynamic'."
+        )
     resolved = _with_shapes(resolved, shapes)
     data = None
     if representative_data is not None:
-        data = samples.read(resolved.inputs, representative_data, limit=max_samples)
-        if rule.integer and not resolved.has_ranges:
-            _warn(data)
-    contract = Contract(rule, batch is None, shapes == "open", min_runtime=min_runtime, max_bytes=max_bytes)
-    job = Job(resolved, contract, data, batch, verbose, check_layers(layers, resolved, rule.name))
+        data = samples.Stream(resolved.inputs, representative_data, limit=max_samples)
+    contract = Contract(
+        rule, batch is None, shapes == "open", min_runtime=min_runtime, max_bytes=max_bytes, custom_ops=allowed
+    )
+    precise = check_layers(layers, resolved, rule.name)
+    job = Job(resolved, contract, data, batch, verbose, precise, bool(sparse), allowed)
     try:
         return _converted(job, place)
     except ConversionError as error:
@@ -139,11 +164,14 @@ def convert(
         if not advice:
             raise
         raise ConversionError(f"{error} {advice}", error.violations) from error
+    finally:
+        if data is not None and not resolved.has_ranges:
+            _warn(job.seen)
 
 
-def _warn(data: Mapping[str, np.ndarray]) -> None:
-    """Tells what is strange about data that ranges are learned from; `diagnose` looks at their scale, too."""
-    for finding in quality.findings(data, rescales=True):
+def _warn(seen: quality.Statistics) -> None:
+    """Tells what is strange about data that ranges were learned from; `diagnose` looks at their scale, too."""
+    for finding in seen.findings(rescales=True) if seen.count else ():
         warnings.warn(f"`representative_data`: {finding}", UserWarning, stacklevel=3)
 
 
@@ -167,11 +195,15 @@ def _converted(job: Job, target: Target | None) -> TFLiteModel:
             save(job.source, function, folder)
         content, calibrated, floats = lowered(job, folder, ranged=ranged, loops=bool(kinds & LOOPS))
     with silenced(job.verbose):
-        model = TFLiteModel.from_content(content, job.precision.name, calibrated, trusted=True)
+        custom = {op.name for op in records.ops(content) if op.custom}
+        if custom:
+            model = TFLiteModel.unloaded(content, job.precision.name, calibrated)
+        else:
+            model = TFLiteModel.from_content(content, job.precision.name, calibrated, trusted=True)
         violations = replace(job.contract, floats=floats).check(model, job.source)
-        if not violations:
+        notes: tuple[str, ...] = (not_run(custom),) if custom else ()
+        if not violations and not custom:
             violations = differences(model, job.source, job.precision, job.sample)
-        notes: tuple[str, ...] = ()
         if target is not None and not violations:
             notes, violations = assess(target, model)
     if violations:

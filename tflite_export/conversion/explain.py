@@ -47,7 +47,7 @@ def _way_out(text: str, batch: int | None) -> str:
         )
     if "xf16>" in text:
         return (
-            "The model computes in float16 (policy mixed_float16), which no builtin operation does. Rebuild it under "
+            "The model computes in float16, which no builtin operation does. Rebuild it under "
             '`keras.config.set_dtype_policy("float32")`, `set_weights(model.get_weights())`, and convert that; float16 '
             "storage is `precision='float16'`."
         )
@@ -56,7 +56,8 @@ def _way_out(text: str, batch: int | None) -> str:
         return (
             f"No builtin TensorFlow Lite operation exists for {', '.join('tf.' + name for name in missing)}, and "
             "operations from outside (Flex) do not run on the standard runtimes. Write the layer with other "
-            "operations, or leave it out of the model and compute it in the app."
+            "operations, leave it out of the model and compute it in the app, or, for an app that ships them, pass "
+            f"custom_ops={['Flex' + name for name in missing]}."
         )
     return "Convert parts of the model to find what it is about, or pass verbose=True for all the converter says."
 

@@ -1,6 +1,6 @@
 """One conversion: what is asked for, and whether it can be."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ from tflite_export.conversion.sameness import SAMPLES
 from tflite_export.precisions import Precision
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import Source
+from tflite_export.sources.quality import Statistics
 
 Arrays = Mapping[str, np.ndarray]
 _TAKE_OUT = (
@@ -24,18 +25,24 @@ class Job:
     Attributes:
         source: What is converted.
         contract: What the file must satisfy.
-        data: Input name -> array (n, ...), or None.
+        data: Of the user, or None.
         batch: Samples of one run, or None for any number.
         verbose: Whether the converter talks.
         layers: Layer -> precision, of those that have another one than the rest.
+        sparse: Whether kernels are to be stored without their zeros.
+        custom_ops: Operations that are not builtin and may be in the file.
+        seen: What was seen of the data that ranges were learned from.
     """
 
     source: Source
     contract: Contract
-    data: Arrays | None
+    data: samples.Stream | None
     batch: int | None
     verbose: bool
     layers: Mapping[str, str] = field(default_factory=dict)
+    sparse: bool = False
+    custom_ops: frozenset[str] = frozenset()
+    seen: Statistics = field(default_factory=Statistics)
 
     @property
     def precision(self) -> Precision:
@@ -43,11 +50,17 @@ class Job:
         return self.contract.precision
 
     @property
-    def ranges_data(self) -> Arrays | None:
+    def ranges_data(self) -> samples.Stream | None:
         """What ranges are calibrated on: the user's data, else the source's own sample."""
         if self.data is None and self.source.calibration is not None:
-            return samples.read(self.source.inputs, self.source.calibration, what="calibration of the source")
+            return samples.Stream(self.source.inputs, self.source.calibration, what="calibration of the source")
         return self.data
+
+    def feed(self) -> "Feed":
+        """The data for the converter, in batches as the file takes them."""
+        data = self.ranges_data
+        assert data is not None
+        return Feed(data, self.source.fixed_batch or self.batch or 1, self.seen)
 
     @property
     def sample(self) -> Arrays:
@@ -55,7 +68,7 @@ class Job:
         data = self.ranges_data
         if data is None:
             return samples.random_sample(self.source.inputs, max(self.batch or 1, 4))
-        return {name: array[:SAMPLES] for name, array in data.items()}
+        return {name: array[:SAMPLES] for name, array in data.head.items()}
 
     def check_ranges(self, ranged: bool) -> None:
         """Refuses a precision that source and data do not go with.
@@ -76,9 +89,40 @@ class Job:
                 f"{source.label} holds fake-quantization (QAT): as {name!r} it would be a float net with rounding "
                 f"inside. Convert it to 'int8' or 'int8_float_io', or {_TAKE_OUT}."
             )
+        if name == "int16x8" and (taken := [one for one, spec in source.inputs.items() if spec.dtype == "uint8"]):
+            raise ValueError(
+                f"{source.label}: input {taken[0]!r} takes uint8, which files of 16-bit activations do not. Choose "
+                "'int8' or a float precision."
+            )
         if self.precision.integer and not ranged and self.data is None:
             raise ValueError(
                 f"{name!r} needs `representative_data` for a float source: 100-500 samples as in use, e.g. "
                 f"convert(model, {name!r}, x_train[:500]). Without data: 'dynamic' or 'float16', or train with "
                 "quantization (QAT)."
             )
+
+
+@dataclass
+class Feed:
+    """Representative data as the converter asks for them: a function that starts from the first batch.
+
+    Attributes:
+        data: What is read.
+        size: Samples of a batch.
+        seen: Where what is read is entered.
+        error: What reading ended with: bad data, or an exception of the user's generator.
+    """
+
+    data: samples.Stream
+    size: int
+    seen: Statistics
+    error: Exception | None = None
+
+    def __call__(self) -> Iterator[Arrays]:
+        try:
+            for batch in samples.regrouped(self.data.batches(), self.size):
+                self.seen.add(batch)
+                yield batch
+        except Exception as error:
+            self.error = error
+            raise

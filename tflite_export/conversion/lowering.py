@@ -1,20 +1,19 @@
 """From a SavedModel to the bytes of a file, by TensorFlow's converter."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 from tflite_export import precisions
 from tflite_export.conversion import contract
+from tflite_export.conversion.custom import allow
 from tflite_export.conversion.explain import conversion_error
-from tflite_export.conversion.job import Arrays, Job
-from tflite_export.conversion.mixed import calibrated, check_found, of_layers, quantized
+from tflite_export.conversion.integers import calibrated, quantized
+from tflite_export.conversion.job import Feed, Job
+from tflite_export.conversion.mixed import check_found, of_layers
+from tflite_export.conversion.sparse import sparsified
 from tflite_export.errors import ConversionError
 from tflite_export.precisions import Precision
 from tflite_export.silence import silenced
-from tflite_export.sources import samples
 from tflite_export.tflite import flatbuffer, kernels, records
-
-_ATTEMPTS = 4
+from tflite_export.tflite.byte_inputs import take_bytes
+from tflite_export.tflite.integer_weights import with_integer_weights
 
 
 def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
@@ -33,15 +32,16 @@ def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes,
     rule = job.precision
     if rule.integer and loops:
         _refuse_loops(job, run_converter(job, precisions.get("float32"), folder, None))
-    if any(precision == "float32" for precision in job.layers.values()):
-        assert job.data is not None
-        content, floats = quantized(job, calibrated(job, folder, job.data), job.layers)
-        return _narrowed(job, content), (), floats
-    content, left = _with_ranges(job, folder, ranged)
-    content, floats = kernels.patch(content, _kernels(job, content), rule.integer)
+    content, left, floats = _with_ranges(job, folder, ranged)
+    content, patched = kernels.patch(content, job.source.kernels, rule.integer)
+    if rule.name == "weight_int8" and not job.source.kernels:
+        content = with_integer_weights(content)
     if rule.name == "int16x8":
         content = kernels.widen_biases(content)
-    return _narrowed(job, content), left, floats
+    content = _narrowed(job, content)
+    if rule.integer and any(spec.dtype == "uint8" for spec in job.source.inputs.values()):
+        content = take_bytes(content)
+    return sparsified(job, content) if job.sparse else content, left, floats | patched
 
 
 def _narrowed(job: Job, content: bytes) -> bytes:
@@ -64,58 +64,46 @@ def _narrowed(job: Job, content: bytes) -> bytes:
     return kernels.narrow_dense(content, {op.outputs[0].name for op in ops if op.outputs and chosen(op)})
 
 
-def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str, ...]]:
+def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
     if not job.precision.integer:
-        return run_converter(job, job.precision, folder, None), ()
+        return run_converter(job, job.precision, folder, None), (), frozenset()
+    if not ranged and job.precision.name == "int16x8":
+        return run_converter(job, job.precision, folder, job.feed()), (), frozenset()
     if not ranged:
-        return _calibrated(job, folder, job.data), ()
+        content, floats = quantized(job, calibrated(job, folder))
+        return content, (), floats
     content = run_converter(job, job.precision, folder, None)
     left = contract.float_layers(content, job.source)
     if not left:
-        return content, ()
-    data = job.ranges_data
-    if data is None or job.precision.name == "int16x8":
+        return content, (), frozenset()
+    if job.ranges_data is None or job.precision.name == "int16x8":
         raise ConversionError(
             f"{job.source.label} has no range for: {', '.join(left)}. They would stay float in the "
             f"{job.precision.name} file. Pass `representative_data`, from which only these ranges are taken, or train "
             "them."
         )
-    return _calibrated(job, folder, data), left
+    content, floats = quantized(job, calibrated(job, folder))
+    return content, left, floats
 
 
-def _calibrated(job: Job, folder: str, data: Arrays | None) -> bytes:
-    """The file with ranges from `data`.
-
-    TensorFlow's quantizer is not deterministic: of one unrolled LSTM, two of twelve runs on the same input left the
-    operation with several outputs (SPLIT) float. So a file with float operations is made again a few times; the
-    contract refuses what is still there.
-    """
-    for _ in range(_ATTEMPTS):
-        content = run_converter(job, job.precision, folder, data)
-        if not contract.float_layers(content, job.source):
-            break
-    return content
-
-
-def run_converter(job: Job, rule: Precision, folder: str, data: Arrays | None) -> bytes:
+def run_converter(job: Job, rule: Precision, folder: str, feed: Feed | None) -> bytes:
     """One run of TensorFlow's converter: a file with inputs and outputs in the order of the source.
 
-    Raises: ConversionError that names the layer, as far as the converter's message lets it.
+    Raises: ConversionError that names the layer, as far as the converter's message lets it; as `calibrated` for data.
     """
     failure: Exception | None = None
-    representative: Callable[[], Iterator[Arrays]] | None = None
-    if data is not None:
-        size, given = job.source.fixed_batch or job.batch or 1, data
-        representative = lambda: samples.groups(given, size)  # noqa: E731
     with silenced(job.verbose) as said:
         import tensorflow as tf
 
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        rule.configure(converter, representative)
+        rule.configure(converter, feed)
+        allow(converter, job.custom_ops)
         try:
             content = flatbuffer.order(converter.convert(), list(job.source.inputs), list(job.source.outputs))
         except Exception as error:  # ConverterError is a plain Exception
             failure = error
+    if feed is not None and feed.error is not None:
+        raise feed.error
     if failure is not None:
         raise conversion_error(failure, job.source, rule.name, job.batch, said.text) from failure
     return content
@@ -132,10 +120,3 @@ def _refuse_loops(job: Job, content: bytes) -> None:
             "loop, which the converter cannot calibrate. Rebuild a recurrent layer with `unroll=True` and copy the "
             f"weights, or choose 'dynamic' or 'float16'{plain}."
         )
-
-
-def _kernels(job: Job, content: bytes) -> Any:
-    """Kernels that the file is to have."""
-    if job.precision.name == "int8_weights" and not job.source.kernels:
-        return kernels.of_float_file(content)
-    return job.source.kernels

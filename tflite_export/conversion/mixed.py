@@ -1,18 +1,11 @@
 """Integer files in which some layers keep another precision."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
 
-import numpy as np
-
-from tflite_export.conversion.explain import conversion_error
-from tflite_export.conversion.job import Job
 from tflite_export.errors import ConversionError
-from tflite_export.silence import silenced
-from tflite_export.sources import samples
 from tflite_export.sources.protocol import Source
-from tflite_export.tflite import flatbuffer, records
+from tflite_export.tflite import records
 
 PRECISIONS = ("float32", "int8", "int4")
 OF = ("int8", "uint8", "int8_float_io", "int8_int4")
@@ -43,67 +36,6 @@ def check_layers(layers: Mapping[str, str] | None, source: Source, precision: st
             choice = ", ".join(map(repr, PRECISIONS))
             raise ValueError(f"`layers`: the precision of {name!r} must be one of {choice}; got {wanted!r}.")
     return dict(layers)
-
-
-def calibrated(job: Job, folder: str, data: Mapping[str, np.ndarray]) -> bytes:
-    """The float file with the ranges of its tensors, measured on `data`.
-
-    Raises: ConversionError.
-    """
-    size = job.source.fixed_batch or job.batch or 1
-
-    def representative() -> Iterator[Mapping[str, np.ndarray]]:
-        return samples.groups(data, size)
-
-    failure: Exception | None = None
-    with silenced(job.verbose) as said:
-        import tensorflow as tf
-
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        job.precision.configure(converter, representative)
-        converter._experimental_calibrate_only = True
-        try:
-            content = bytes(converter.convert())
-        except Exception as error:  # ConverterError is a plain Exception
-            failure = error
-    if failure is not None:
-        raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
-    return content
-
-
-def quantized(job: Job, content: bytes, layers: Mapping[str, str]) -> tuple[bytes, frozenset[str]]:
-    """The integer file of a calibrated one, with the layers of precision float32 left as they are.
-
-    Args:
-        job: What is asked for.
-        content: Of `calibrated`.
-        layers: Layer -> precision.
-
-    Returns: the file; the names of the tensors that operations left float make.
-    Raises: ConversionError.
-    """
-    wanted = {name for name, precision in layers.items() if precision == "float32"}
-    ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
-    for name in wanted:
-        check_found(name, [op for op in ops if of_layers(op, {name}, job.source)], job.source)
-    floats = [op.outputs[0].name for op in ops if op.outputs and of_layers(op, wanted, job.source)]
-    failure: Exception | None = None
-    with silenced(job.verbose) as said:
-        import tensorflow as tf
-        from tensorflow.lite.python.convert import mlir_quantize
-
-        kind = getattr(tf, job.precision.io_dtype or "float32")
-        options: dict[str, Any] = {"input_data_type": kind, "output_data_type": kind, "denylisted_nodes": floats}
-        try:
-            # Only without `fully_quantize` the types of inputs and outputs are kept; the contract looks for the rest.
-            made = bytes(mlir_quantize(content, fully_quantize=False, **options))
-        except Exception as error:
-            failure = error
-    if failure is not None:
-        raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
-    ops = records.ops(made, job.source.layers, scopes_numbered=job.source.scopes_numbered)
-    left = frozenset(op.outputs[0].name for op in ops if op.is_float and of_layers(op, wanted, job.source))
-    return flatbuffer.order(made, list(job.source.inputs), list(job.source.outputs)), left
 
 
 def check_found(name: str, ops: list[records.OpRecord], source: Source) -> None:

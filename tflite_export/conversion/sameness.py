@@ -24,8 +24,8 @@ def differences(
     The limit is wide, ten times the precision's tolerance but at most half of the output's peak, for the root mean
     square: it catches lost weights, NaN and exchanged outputs, not a loss of accuracy, which `verify` measures.
     """
-    expected = source.predict(sample)
-    found = Runner(model.content).run(sample)
+    expected = source.compared(source.predict(sample))
+    found = source.compared(Runner(model.content).run(sample))
     slack = min(0.5, 10 * precision.tolerance)
     steps = records.output_steps(model.content)
     return [

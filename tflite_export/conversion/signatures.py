@@ -14,6 +14,7 @@ from tflite_export.conversion import contract as contracts
 from tflite_export.conversion.contract import Contract
 from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.graph import check_weights, save_all, traced
+from tflite_export.conversion.job import Feed
 from tflite_export.errors import ConversionError, Violation
 from tflite_export.precisions import Precision
 from tflite_export.runtime.model import TFLiteModel
@@ -21,6 +22,7 @@ from tflite_export.runtime.session import Session
 from tflite_export.silence import silenced
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import Source
+from tflite_export.sources.quality import Statistics
 from tflite_export.sources.resolve import resolve
 from tflite_export.tflite import flatbuffer, records
 
@@ -37,19 +39,19 @@ class Part:
         name: As apps call it.
         source: What it computes.
         batch: Samples of one call; None for any number.
-        data: Input name -> array (n, ...), or None.
+        data: Of the user, or None.
     """
 
     name: str
     source: Source
     batch: int | None
-    data: Arrays | None
+    data: samples.Stream | None
 
     @property
     def sample(self) -> Arrays:
         """What file and source are compared on: one call."""
         size = self.source.fixed_batch or self.batch or 1
-        data = samples.random_sample(self.source.inputs, size) if self.data is None else self.data
+        data = samples.random_sample(self.source.inputs, size) if self.data is None else self.data.head
         return next(samples.groups(data, size))
 
 
@@ -130,35 +132,47 @@ def _part(
     check_weights(resolved)
     given = None if data is None or name not in data else data[name]
     what = f"representative_data[{name!r}]"
-    arrays = None if given is None else samples.read(resolved.inputs, given, limit=max_samples, what=what)
-    return Part(name, resolved, resolved.fixed_batch or batch, arrays)
+    stream = None if given is None else samples.Stream(resolved.inputs, given, limit=max_samples, what=what)
+    return Part(name, resolved, resolved.fixed_batch or batch, stream)
 
 
 def _run(parts: tuple[Part, ...], rule: Precision, folder: str, verbose: bool) -> bytes:
     failure: Exception | None = None
-    representative = _representative(parts) if rule.integer else None
+    feeds = _feeds(parts) if rule.integer else {}
     with silenced(verbose) as said:
         import tensorflow as tf
 
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[part.name for part in parts])
-        rule.configure(converter, representative)
+        rule.configure(converter, _together(feeds) if feeds else None)
         converter.experimental_enable_resource_variables = True
         try:
             content = converter.convert()
         except Exception as error:  # ConverterError is a plain Exception
             failure = error
+    for feed in feeds.values():
+        if feed.error is not None:
+            raise feed.error
     if failure is not None:
         first = parts[0]
         raise conversion_error(failure, first.source, rule.name, first.batch, said.text) from failure
     return content
 
 
-def _representative(parts: tuple[Part, ...]) -> Callable[[], Iterator[tuple[str, dict[str, np.ndarray]]]]:
-    def batches() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        for part in parts:
-            assert part.data is not None
-            for batch in samples.groups(part.data, part.source.fixed_batch or part.batch or 1):
-                yield part.name, batch
+def _feeds(parts: tuple[Part, ...]) -> dict[str, Feed]:
+    feeds = {}
+    for part in parts:
+        assert part.data is not None
+        feeds[part.name] = Feed(part.data, part.source.fixed_batch or part.batch or 1, Statistics())
+    return feeds
+
+
+def _together(feeds: Mapping[str, Feed]) -> Callable[[], Iterator[tuple[str, Arrays]]]:
+    """What the converter takes for several signatures."""
+
+    def batches() -> Iterator[tuple[str, Arrays]]:
+        for name, feed in feeds.items():
+            for batch in feed():
+                yield name, batch
 
     return batches
 

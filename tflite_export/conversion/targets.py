@@ -38,8 +38,8 @@ TARGETS = {
         Target(
             "xnnpack",
             "int8_float_io",
-            "int8_weights",
-            (*_FLOATS, *_INTEGERS, "dynamic", "int8_weights", "int4", "int8_int4"),
+            "weight_int8",
+            (*_FLOATS, *_INTEGERS, "dynamic", "weight_int8", "int4", "int8_int4"),
             "a third or a quarter of the size; how fast it is depends on the processor: `convert_best` measures",
         ),
         Target(

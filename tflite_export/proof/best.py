@@ -17,7 +17,7 @@ from tflite_export.silence import silenced
 from tflite_export.sources import samples
 from tflite_export.sources.resolve import resolve
 
-PRECISIONS = ("int8_float_io", "dynamic", "int8_weights", "float16")
+PRECISIONS = ("int8_float_io", "dynamic", "weight_int8", "float16")
 _ALIKE = 1.05  # times that differ by less say nothing: the smaller file is taken
 
 
@@ -102,7 +102,7 @@ def convert_best(
         metric: Function of a `TFLiteModel` -> float, larger is better: `lambda file: np.mean(np.argmax(file.predict(x),
             -1) == y)` on samples that were not trained on.
         max_drop: Float >= 0, accepted drop of the metric below that of the float32 file. Defaults to 0.01.
-        precisions: Names, cheapest first. Defaults to `"int8_float_io", "dynamic", "int8_weights", "float16"`.
+        precisions: Names, cheapest first. Defaults to `"int8_float_io", "dynamic", "weight_int8", "float16"`.
         prefer: `"latency"`, or `"size"`. Defaults to `"latency"`.
         verbose: 0 prints nothing, 1 a line for every file tried. Defaults to 1.
         options: For `convert`: `batch`, `shapes`, `min_runtime`, ...

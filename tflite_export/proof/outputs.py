@@ -43,7 +43,8 @@ class OutputCheck:
         kernel_rmse: Root mean square difference of the file on XNNPACK and on the runtime's other kernels, in the
             output's unit; None if it was not needed.
         rmse_limit, max_limit: Of rmse and max_abs_error, in the output's unit.
-        passed: Whether both are kept.
+        passed: Whether both are kept; of integers, whether `differing` is at most the tolerance.
+        differing: Share of integers (classes, labels) that differ, in [0, 1]; None for other outputs.
     """
 
     name: str
@@ -58,10 +59,13 @@ class OutputCheck:
     rmse_limit: float
     max_limit: float
     passed: bool
+    differing: float | None = None
 
     @property
     def excess(self) -> float:
         """How much of its limit it uses: above 1 it fails."""
+        if self.differing is not None:
+            return 0.0 if self.passed else 1.0 + self.differing
         if self.max_abs_error == 0:
             return 0.0
         if self.rmse_limit == 0:
@@ -70,6 +74,8 @@ class OutputCheck:
 
     def why(self, tolerance: float) -> str:
         """The numbers that decided."""
+        if self.differing is not None:
+            return f"{self.differing:.2%} of the integers differ, {'<=' if self.passed else '>'} {tolerance:.2%}"
         sides = (("rmse", self.rmse, self.rmse_limit), ("max |error|", self.max_abs_error, self.max_limit))
         said = [f"{name} {value:.3g} {'<=' if value <= limit else '>'} {limit:.3g}" for name, value, limit in sides]
         kernels = (
@@ -104,6 +110,8 @@ def check_output(
     if reference.shape != candidate.shape:
         raise ValueError(f"Output {name!r}: the source gives shape {reference.shape}, the file {candidate.shape}.")
     distance = metrics.errors(reference, candidate)
+    whole = reference.dtype.kind in "iub"
+    differing = float(np.mean(reference != candidate)) if whole else None
     limit, many = accepted.limit(distance.peak), classifier and reference.shape[1] > 5
     return OutputCheck(
         name=name,
@@ -117,5 +125,8 @@ def check_output(
         kernel_rmse=accepted.noise if measured else None,
         rmse_limit=limit,
         max_limit=MAX_OVER_RMSE * limit,
-        passed=distance.rmse <= limit and distance.max_abs_error <= MAX_OVER_RMSE * limit,
+        passed=differing <= accepted.tolerance
+        if differing is not None
+        else distance.rmse <= limit and distance.max_abs_error <= MAX_OVER_RMSE * limit,
+        differing=differing,
     )

@@ -105,7 +105,8 @@ def verify(
     step and noise count with the default tolerance only. step is that of a quantized output, as no such file can be
     closer, but at most 4/255 of max |source|. noise is the root mean square difference of the file itself on XNNPACK
     and on the runtime's other kernels, measured when the file would not pass otherwise. The first condition is about
-    accuracy; the second about single values, such as one class of many that never fires. Of a file that does not pass
+    accuracy; the second about single values, such as one class of many that never fires. Of an output of integers (as
+    `fold_processing` makes them) the share that differs must be at most the tolerance. Of a file that does not pass
     the first layer that differs is looked for.
 
     Args:
@@ -135,10 +136,10 @@ def verify(
     pairs = _pair(resolved, file)
     given = {pairs[name]: array for name, array in arrays.items()}
     with silenced():
-        expected = resolved.predict(arrays)
+        expected = resolved.compared(resolved.predict(arrays))
         found = Runner(file.content).run(given)
     _refuse_bad_reference(expected, resolved.label)
-    found = {name: found[pairs[name]] for name in expected}
+    found = resolved.compared({name: found[pairs[name]] for name in expected})
     own = precisions.get(file.precision).tolerance
     checks = _checks(file, expected, found, arrays, own if tolerance is None else tolerance, tolerance is None)
     if tolerance is None and not all(check.passed for check in checks):
@@ -171,7 +172,12 @@ def _checks(
     for place, (name, reference) in enumerate(expected.items()):
         step = steps.get(name, [*steps.values()][place])
         accepted = Accepted(tolerance, step if excused else 0.0, (noise or {}).get(name, 0.0))
-        classifier = reference.ndim == 2 and reference.shape[1] >= 2 and reference.shape not in shapes
+        classifier = (
+            reference.dtype.kind == "f"
+            and reference.ndim == 2
+            and reference.shape[1] >= 2
+            and reference.shape not in shapes
+        )
         checks.append(
             check_output(
                 name,

@@ -15,7 +15,7 @@ from tflite_export.runtime.session import Session
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
 from tflite_export.tflite import op_versions
-from tflite_export.tflite.records import precision_of
+from tflite_export.tflite.records import borders, precision_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,18 @@ class TFLiteModel:
         outputs = tuple(_info(name, detail) for name, detail in runner.outputs.items())
         found = partitions_of(runner) if runner.allocated else None
         return cls(content, precision or precision_of(content), inputs, outputs, calibrated, found)
+
+    @classmethod
+    def unloaded(cls, content: bytes, precision: str, calibrated: tuple[str, ...] = ()) -> "TFLiteModel":
+        """The file with inputs and outputs as its bytes tell them: for operations that ai_edge_litert does not have."""
+        inputs, outputs = (
+            tuple(
+                TensorInfo(name, shape, tensor.dtype, *_first_grid(tensor.scales, tensor.zero_points))
+                for name, shape, tensor in entries
+            )
+            for entries in borders(content)
+        )
+        return cls(content, precision, inputs, outputs, calibrated, None)
 
     @classmethod
     def load(cls, tflite: Any) -> "TFLiteModel":
@@ -183,6 +195,10 @@ def _info(name: str, detail: dict[str, Any]) -> TensorInfo:
     shape = tuple(None if size == -1 else int(size) for size in detail["shape_signature"])
     scale, zero_point = grid(detail) or (None, None)
     return TensorInfo(name, shape, np.dtype(detail["dtype"]).name, scale, zero_point)
+
+
+def _first_grid(scales: tuple[float, ...], zero_points: tuple[int, ...]) -> tuple[float | None, int | None]:
+    return (scales[0], zero_points[0]) if scales else (None, None)
 
 
 def _newest(content: bytes) -> str:

@@ -1,17 +1,23 @@
 """A Keras 3 model as a source."""
 
+import contextlib
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from tflite_export.sources.protocol import InputSpec, Source, layer_names, safe_names
 from tflite_export.sources.structures import refilled, shapes_in, structure_keys
 
+_HALVES = ("float16", "bfloat16")
 _SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 
 
 def from_keras(model: Any) -> Source:
     """A Functional, Sequential or subclassed model, in inference mode.
+
+    One that was trained with a policy `mixed_float16` or `mixed_bfloat16` computes in float32, on the float32 weights
+    that it has: no runtime on a CPU has operations in float16.
 
     Raises: ValueError for names that TensorFlow refuses, and for models whose input shapes are not known.
     """
@@ -31,7 +37,8 @@ def from_keras(model: Any) -> Source:
 
     def function(*arguments: Any) -> list[Any]:
         packed = keras.tree.pack_sequence_as(structure, list(arguments))
-        return list(keras.tree.flatten(model(packed, training=False)))
+        with _computing_in_float32(model):
+            return list(keras.tree.flatten(model(packed, training=False)))
 
     produced = [tensor._keras_history[0].name for tensor in keras.tree.flatten(outputs)]
     return Source(
@@ -93,11 +100,12 @@ def _from_called(model: Any, label: str) -> Source:
             paths.append(path or argument.removesuffix("_shape"))
             flat.append((None, *shape[1:]))
     names = safe_names(paths)
-    dtype = model.input_dtype
+    dtype = "float32" if model.input_dtype in _HALVES else model.input_dtype
 
     def function(*arguments: Any) -> list[Any]:
         queue = list(arguments)
-        result = model(*[refilled(structure, queue) for structure in structures], training=False)
+        with _computing_in_float32(model):
+            result = model(*[refilled(structure, queue) for structure in structures], training=False)
         return list(keras.tree.flatten(result))
 
     # One symbolic call tells the output structure.
@@ -114,6 +122,25 @@ def _from_called(model: Any, label: str) -> Source:
         scopes_numbered=True,
         **_quantized_layers(model),
     )
+
+
+@contextlib.contextmanager
+def _computing_in_float32(model: Any) -> Iterator[None]:
+    """Lets layers that compute in 16 bits, on weights of 32 bits, compute in 32 bits."""
+    import keras
+
+    policies = [
+        (layer, layer.dtype_policy)
+        for layer in model._flatten_layers()
+        if layer.compute_dtype in _HALVES and layer.variable_dtype == "float32"
+    ]
+    try:
+        for layer, _ in policies:
+            layer.dtype_policy = keras.DTypePolicy("float32")
+        yield
+    finally:
+        for layer, policy in policies:
+            layer.dtype_policy = policy
 
 
 def _refuse_unrecorded(model: Any, recorded: int, label: str) -> None:

@@ -58,6 +58,8 @@ class Source:
         floats: Names of the layers that are to compute in floating point in an integer file, too.
         reference: As `function`: what it predicts by itself, if `function` is a form of it for the converter.
         precisions: Names of the precisions it can have; None: all that fit `has_ranges`.
+        ranked: Names of outputs (n, k) that hold classes by rank, of which the first one is compared: those behind it
+            may be as likely as each other.
         kernels: Kernels whose integers the file must have, as dicts; filled once `function` was called.
     """
 
@@ -75,12 +77,17 @@ class Source:
     reference: Callable[..., Any] | None = None
     precisions: tuple[str, ...] | None = None
     kernels: Sequence[Mapping[str, Any]] = ()
+    ranked: frozenset[str] = frozenset()
 
     @property
     def fixed_batch(self) -> int | None:
         """The batch size built into the inputs, or None."""
         sizes = {spec.shape[0] for spec in self.inputs.values()} - {None}
         return sizes.pop() if len(sizes) == 1 else None
+
+    def compared(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What of these outputs file and source must have in common."""
+        return {name: array[..., :1] if name in self.ranked else array for name, array in outputs.items()}
 
     def call(self, *tensors: Any) -> dict[str, Any]:
         """Output name -> tensor, in order."""

@@ -1,7 +1,7 @@
-"""Representative data: whatever the user has, checked, as one array for each input."""
+"""Representative data: whatever the user has, checked, as one array for each input or a batch at a time."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ _FORMS = (
     "an array (n, ...), a dict input name -> array, a list with one array for each input, or a tf.data.Dataset or "
     "iterable of batches"
 )
+_BATCH = 32  # samples that arrays are read by
+_HEAD = 8  # samples that a stream keeps
 
 
 def read(
@@ -37,33 +39,104 @@ def read(
     Returns: dict input name -> array (n, ...) of the input's dtype.
     Raises: TypeError, ValueError: wrong form, unknown or missing input, wrong shape or dtype, NaN or infinity, empty.
     """
-    if callable(data) and not _is_array(data):
-        data = data()
-    if _is_array(data) or isinstance(data, Mapping | list | tuple):
-        arrays = _by_name(inputs, data, what)
-        arrays = {name: _checked(name, inputs[name], value, what) for name, value in arrays.items()}
-        count = _count(arrays, what)
-        if limit is not None and count > limit:
-            chosen = np.linspace(0, count - 1, limit).astype(int)
-            arrays = {name: value[chosen] for name, value in arrays.items()}
-        return arrays
-    return _read_batches(inputs, data, limit, what)
+    parts = list(_opened(inputs, data, limit, what)())
+    return {name: np.concatenate([part[name] for part in parts]) for name in inputs}
 
 
-def _read_batches(inputs: Mapping[str, InputSpec], data: Any, limit: int | None, what: str) -> dict[str, np.ndarray]:
-    parts: list[dict[str, np.ndarray]] = []
+class Stream:
+    """Checked data in any form that `read` takes, of which memory holds a batch at a time.
+
+    Arrays are checked whole at once. Of anything else the first samples are read and checked now, the rest when they
+    are used; what cannot be iterated again (a generator) can be used once.
+
+    Args:
+        inputs, data, limit, what: See `read`.
+
+    Raises: As `read`.
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, InputSpec], data: Any, *, limit: int | None = None, what: str = "representative_data"
+    ) -> None:
+        self._what = what
+        self._open: Callable[[], Batches] | None = _opened(inputs, data, limit, what)
+        self._once = _is_iterator(data)
+        batches = self._open()
+        if _is_whole(data):
+            for _ in batches:
+                pass
+            batches = self._open()
+        begun: list[dict[str, np.ndarray]] = []
+        for batch in batches:
+            begun.append(batch)
+            if sum(len(next(iter(part.values()))) for part in begun) >= _HEAD:
+                break
+        self.head = {name: np.concatenate([part[name] for part in begun])[:_HEAD] for name in inputs}
+        self._rest = itertools.chain(begun, batches) if self._once else None
+
+    def batches(self) -> "Batches":
+        """All batches, from the first one on.
+
+        Raises: ValueError for a bad batch, and for a generator that was used before.
+        """
+        if not self._once:
+            assert self._open is not None
+            return self._open()
+        rest, self._rest = self._rest, None
+        if rest is None:
+            raise ValueError(
+                f"`{self._what}` is a generator, which can be read only once, and this conversion needs it again. Pass "
+                "the function that makes it, without calling it, a tf.data.Dataset, or an array."
+            )
+        return rest
+
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+
+def _is_whole(data: Any) -> bool:
+    return _is_array(data) or isinstance(data, Mapping | list | tuple)
+
+
+def _is_iterator(data: Any) -> bool:
+    return not callable(data) and isinstance(data, Iterator)
+
+
+def _opened(inputs: Mapping[str, InputSpec], data: Any, limit: int | None, what: str) -> Callable[[], Batches]:
+    """A function that begins to read the data; what can be seen at once of arrays is checked now."""
+    if not _is_whole(data):
+        return lambda: _of_iterable(inputs, data() if callable(data) else data, limit, what)
+    arrays = {name: _shaped(name, inputs[name], value, what) for name, value in _by_name(inputs, data, what).items()}
+    count = _count(arrays, what)
+    chosen = np.arange(count) if limit is None or count <= limit else np.linspace(0, count - 1, limit).astype(int)
+    return lambda: _of_arrays(inputs, arrays, chosen, what)
+
+
+def _of_arrays(inputs: Mapping[str, InputSpec], arrays: Mapping[str, Any], chosen: np.ndarray, what: str) -> Batches:
+    for start in range(0, len(chosen), _BATCH):
+        rows = chosen[start : start + _BATCH]
+        yield {name: _cast(name, inputs[name], array[rows], what) for name, array in arrays.items()}
+
+
+def _of_iterable(inputs: Mapping[str, InputSpec], data: Any, limit: int | None, what: str) -> Batches:
+    if _is_whole(data):  # what a function returned
+        yield from _opened(inputs, data, limit, what)()
+        return
     count = 0
     for number, batch in enumerate(_batches(data, what)):
         place = f"batch {number} of {what}"
-        arrays = _by_name(inputs, _features(batch, place), place)
-        arrays = {name: _checked(name, inputs[name], value, place) for name, value in arrays.items()}
-        count += _count(arrays, place)
-        parts.append(arrays)
+        arrays = {
+            name: _shaped(name, inputs[name], value, place)
+            for name, value in _by_name(inputs, _features(batch, place), place).items()
+        }
+        size = _count(arrays, place)
+        kept = size if limit is None else min(size, limit - count)
+        yield {name: _cast(name, inputs[name], array[:kept], place) for name, array in arrays.items()}
+        count += size
         if limit is not None and count >= limit:
-            break
-    if not parts:
+            return
+    if count == 0:
         raise ValueError(f"`{what}` is empty: it gave no batch. (A generator can be read only once.)")
-    return {name: np.concatenate([part[name] for part in parts])[:limit] for name in inputs}
 
 
 def _batches(data: Any, what: str) -> Iterator[Any]:
@@ -115,8 +188,8 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) or (hasattr(value, "__array__") and hasattr(value, "shape"))
 
 
-def _checked(name: str, spec: InputSpec, value: Any, place: str) -> np.ndarray:
-    """The array in the dtype of the input, or an error."""
+def _shaped(name: str, spec: InputSpec, value: Any, place: str) -> np.ndarray:
+    """The array if its kind of numbers and its shape are right."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -134,6 +207,12 @@ def _checked(name: str, spec: InputSpec, value: Any, place: str) -> np.ndarray:
         raise ValueError(f"{place}, input {name!r}: expected shape {written}; got {array.shape}.{hint}")
     if len(array) == 0:
         raise ValueError(f"{place}, input {name!r}: empty, shape {array.shape}.")
+    return array
+
+
+def _cast(name: str, spec: InputSpec, array: np.ndarray, place: str) -> np.ndarray:
+    """The array in the dtype of the input, if all its values are numbers that fit."""
+    wanted = np.dtype(spec.dtype)
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(array.astype(wanted))
     if wanted.kind == "f":
@@ -152,12 +231,32 @@ def _count(arrays: Mapping[str, np.ndarray], place: str) -> int:
     return next(iter(counts.values()))
 
 
-def groups(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
+def groups(arrays: Mapping[str, np.ndarray], size: int) -> Batches:
     """Batches of exactly `size`; the last one is filled up from the start."""
-    count = len(next(iter(arrays.values())))
-    for start in range(0, count, size):
-        index = list(itertools.islice(itertools.cycle(range(count)), start, start + size))
-        yield {name: array[index] for name, array in arrays.items()}
+    return regrouped(iter([dict(arrays)]), size)
+
+
+def regrouped(batches: Batches, size: int) -> Batches:
+    """The samples of batches of any size in batches of exactly `size`; the last one is filled up from the start."""
+    first: dict[str, np.ndarray] | None = None
+    left: dict[str, np.ndarray] | None = None
+    for batch in batches:
+        held = batch if left is None else _joined(left, batch)
+        count = len(next(iter(held.values())))
+        whole = count - count % size
+        for start in range(0, whole, size):
+            part = {name: array[start : start + size] for name, array in held.items()}
+            first = part if first is None else first
+            yield part
+        left = None if whole == count else {name: array[whole:] for name, array in held.items()}
+    if left is not None:
+        held = left if first is None else _joined(left, first)
+        rows = np.arange(size) % len(next(iter(held.values())))
+        yield {name: array[rows] for name, array in held.items()}
+
+
+def _joined(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([array, other[name]]) for name, array in one.items()}
 
 
 def random_sample(inputs: Mapping[str, InputSpec], count: int, *, any_size: int = 32) -> dict[str, np.ndarray]:

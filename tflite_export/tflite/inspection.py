@@ -125,7 +125,7 @@ def inspect(tflite: TFLite) -> Inspection:
     constants = {id(tensor): tensor for op in ops for tensor in op.inputs if tensor.data is not None}
     sizes: Counter[str] = Counter()
     for tensor in constants.values():
-        sizes[tensor.dtype] += _stored_bytes(tensor)
+        sizes[tensor.dtype] += tensor.stored_bytes
     return Inspection(
         size_bytes=len(content),
         gzip_bytes=gzip_size(content),
@@ -160,7 +160,7 @@ def _layers(ops: tuple[records.OpRecord, ...]) -> tuple[LayerPart, ...]:
             LayerPart(
                 layer=layer,
                 ops=tuple(op.name for op in own),
-                weight_bytes=sum(_stored_bytes(tensor) for tensor in new),
+                weight_bytes=sum(tensor.stored_bytes for tensor in new),
                 macs=sum(macs(op) for op in own),
                 dtypes=tuple(kinds),
                 sparsity=_zeros(new),
@@ -204,11 +204,6 @@ def _zeros(tensors: list[records.TensorRecord]) -> float:
     weights = [tensor.data for tensor in tensors if _is_weight(tensor) and tensor.data is not None]
     count = sum(data.size for data in weights)
     return sum(int(data.size - np.count_nonzero(data)) for data in weights) / count if count else 0.0
-
-
-def _stored_bytes(tensor: records.TensorRecord) -> int:
-    assert tensor.data is not None
-    return (tensor.data.size + 1) // 2 if tensor.dtype == "int4" else tensor.data.nbytes
 
 
 def _border(tensor: records.TensorRecord) -> str:

@@ -142,21 +142,6 @@ def _least_square_steps(matrix: np.ndarray, largest: int) -> np.ndarray:
     return steps.astype(np.float32)
 
 
-def of_float_file(content: bytes) -> list[dict[str, Any]]:
-    """All kernels of a float file on 8 bits: the largest weight of each channel becomes 127."""
-    file, found = FileObjects(content), {}
-    for operator in file.operators:
-        axis = _CHANNELS.get(file.kind(operator))
-        number = int(operator.inputs[1]) if axis is not None else -1
-        stored = file.values(number) if number >= 0 else None
-        if stored is None or axis is None or number in found:
-            continue
-        matrix = np.moveaxis(stored, axis, 0).reshape(stored.shape[axis], -1)
-        steps = np.maximum(np.abs(matrix).max(axis=1), 1e-12) / 127
-        found[number] = {"layer": f"tensor {number}", "bits": 8, "values": matrix, "steps": steps, "bias": None}
-    return list(found.values())
-
-
 def _match(file: FileObjects, operator: Any, axis: int, wanted: list[Kernel]) -> tuple[Kernel, Kernel] | None:
     """The kernel whose values an operation has, each within half of its step in the file; and as it is there, where a
     rescaling before or behind the operation may have become a factor of it. Of several, that with the nearest bias."""

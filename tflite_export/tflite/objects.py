@@ -12,7 +12,7 @@ _ALIGNMENT = 16
 
 
 class FileObjects:
-    """The main graph of a file, to change constants and to put operations in.
+    """A file, to change constants and to put operations in: of its main graph, or of the one that was selected.
 
     Args:
         content: A `.tflite` file.
@@ -30,6 +30,16 @@ class FileObjects:
         self.graph = self.model.subgraphs[0]
         self._kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"}
         self._dequantized: dict[int, int] = {}
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are: the main one, those of other signatures, and those of loops."""
+        return len(self.model.subgraphs)
+
+    def select(self, number: int) -> None:
+        """From now on everything is about this graph."""
+        self.graph = self.model.subgraphs[number]
+        self._dequantized = {}
 
     @property
     def operators(self) -> list[Any]:
@@ -72,10 +82,30 @@ class FileObjects:
             shape[tensor.quantization.quantizedDimension] = -1
         return stored.astype(np.float32) * steps.reshape(shape)
 
+    def float_values(self, number: int) -> np.ndarray | None:
+        """A constant of float32; None for anything else."""
+        return self.values(number) if self.graph.tensors[number].type == self._schema.TensorType.FLOAT32 else None
+
     def is_constant(self, number: int) -> bool:
         """Whether a tensor has values of its own."""
         data = self.model.buffers[self.graph.tensors[number].buffer].data
         return data is not None and len(data) > 0
+
+    def dtype(self, number: int) -> str:
+        """NumPy's name of the type of a tensor."""
+        return flatbuffer.dtype_name(self.graph.tensors[number].type)
+
+    def readers(self, number: int) -> list[Any]:
+        """The operations that read a tensor."""
+        return [operator for operator in self.operators if number in operator.inputs]
+
+    def remove(self, operator: Any) -> None:
+        """Takes an operation out."""
+        del self.operators[next(i for i, one in enumerate(self.operators) if one is operator)]
+
+    def set_step(self, number: int, step: float) -> None:
+        """Gives a tensor this step, and the zero point 0."""
+        self._set_grid(self.graph.tensors[number], np.array([step], np.float32), 0)
 
     def like(self, number: int) -> int:
         """The number of a new tensor of the same name, type and shape."""
@@ -136,6 +166,17 @@ class FileObjects:
         place = next(i for i, one in enumerate(self.operators) if one is operator)
         self._insert("QUANTIZE", [made], [number], place + 1)
         return str(self.graph.tensors[made].name.decode())
+
+    def dequantized_after(self, operator: Any, steps: np.ndarray) -> None:
+        """Lets an operation make its float output as int8 with these steps, made float right after it."""
+        number = int(operator.outputs[0])
+        tensor = self.graph.tensors[number]
+        made = self._new_tensor(tensor.name + b"/integers", self._schema.TensorType.INT8, tensor.shape)
+        self.graph.tensors[made].shapeSignature = tensor.shapeSignature
+        self._set_grid(self.graph.tensors[made], steps, 0)
+        operator.outputs = np.array([made, *operator.outputs[1:]], np.int32)
+        place = next(i for i, one in enumerate(self.operators) if one is operator)
+        self._insert("DEQUANTIZE", [made], [number], place + 1)
 
     def dequantized_constant(self, number: int, integers: np.ndarray, steps: np.ndarray, axis: int, bits: int) -> None:
         """Makes a float constant the output of a DEQUANTIZE of these integers."""
@@ -217,16 +258,10 @@ class FileObjects:
 
     def _set_versions(self) -> None:
         """The versions of operations whose types were changed, and the runtime that the file says it needs."""
-        for operator in self.operators:
-            kind, tensors = self.kind(operator), self.graph.tensors
-            inputs = [tensors[i] for i in operator.inputs if i >= 0]
-            outputs = [tensors[i] for i in operator.outputs]
-            per_channel = any(
-                (found := self.steps(int(i))) is not None and len(found) > 1 for i in operator.inputs if i >= 0
-            )
-            version = version_of(kind, [*map(self._type, inputs)], [*map(self._type, outputs)], per_channel)
-            if version is not None:
-                operator.opcodeIndex = self._code(kind, version)
+        for graph in range(self.graphs):
+            self.select(graph)
+            for operator in self.operators:
+                self._set_version(operator)
         used = {operator.opcodeIndex for graph in self.model.subgraphs for operator in graph.operators}
         codes = [self.model.operatorCodes[place] for place in used]
         needs = [runtime_of(self._kinds[max(c.builtinCode, c.deprecatedBuiltinCode)], c.version) for c in codes]
@@ -236,17 +271,26 @@ class FileObjects:
                 full = newest if newest.count(".") > 1 else f"{newest}.0"
                 self.model.buffers[entry.buffer].data = np.frombuffer(full.encode().ljust(16, b"\0"), np.uint8)
 
+    def _set_version(self, operator: Any) -> None:
+        kind, tensors = self.kind(operator), self.graph.tensors
+        inputs = [tensors[i] for i in operator.inputs if i >= 0]
+        outputs = [tensors[i] for i in operator.outputs if i >= 0]
+        per_channel = any(
+            (found := self.steps(int(i))) is not None and len(found) > 1 for i in operator.inputs if i >= 0
+        )
+        version = version_of(kind, [*map(self._type, inputs)], [*map(self._type, outputs)], per_channel)
+        if version is not None:
+            operator.opcodeIndex = self._code(kind, version)
+
     def _type(self, tensor: Any) -> str:
         return flatbuffer.dtype_name(tensor.type)
 
     def _drop_unused(self) -> None:
         """Empties the buffers of tensors that no operation reads."""
-        read = {int(i) for operator in self.operators for i in operator.inputs} | {int(i) for i in self.graph.outputs}
-        for graph in self.model.subgraphs[1:]:
-            read_there = {tensor.buffer for tensor in graph.tensors}
-            if read_there - {0}:
-                return
-        used = {self.graph.tensors[number].buffer for number in read if number >= 0}
+        used = set()
+        for graph in self.model.subgraphs:
+            read = {int(i) for operator in graph.operators for i in operator.inputs} | {int(i) for i in graph.outputs}
+            used |= {graph.tensors[number].buffer for number in read if number >= 0}
         used |= {entry.buffer for entry in self.model.metadata or []}
         for place, buffer in enumerate(self.model.buffers):
             if place not in used:

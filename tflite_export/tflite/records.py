@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tflite_export.tflite import flatbuffer
+from tflite_export.tflite import flatbuffer, sparsity
 
 _BORDER = ("QUANTIZE", "DEQUANTIZE")
 _NO_LAYER = ("StatefulPartitionedCall", "PartitionedCall", "tfl.")
@@ -24,7 +24,9 @@ class TensorRecord:
         scales: One for the tensor, or one for each channel; empty if not quantized. value = scale * (q - zero_point).
         zero_points: As many as scales.
         axis: Channel axis of the scales.
-        data: Constant values in `dtype` (int4 as int8; bytes of strings and sparse ones), or None.
+        data: Constant values in `dtype` (int4 as int8; bytes of strings), or None.
+        stored_bytes: Of a constant in the file.
+        block: Of a constant stored without its zeros: how many values are left out together, e.g. 1; else None.
     """
 
     name: str
@@ -34,6 +36,8 @@ class TensorRecord:
     zero_points: tuple[int, ...]
     axis: int
     data: np.ndarray | None
+    stored_bytes: int = 0
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,19 @@ def constants(content: bytes) -> dict[str, bytes]:
     return found
 
 
+def borders(content: bytes) -> list[list[tuple[str, tuple[int | None, ...], TensorRecord]]]:
+    """Inputs and outputs of the main graph, each as (name in the signature, shape with None for open sizes, tensor)."""
+    graph, records = flatbuffer.read(content).Subgraphs(0), tensors(content)
+    found = []
+    for names, places in zip(flatbuffer.names(content), (graph.InputsAsNumpy(), graph.OutputsAsNumpy()), strict=True):
+        entries = []
+        for name, place in zip(names, numbers(places), strict=True):
+            told = numbers(graph.Tensors(place).ShapeSignatureAsNumpy()) or list(records[place].shape)
+            entries.append((name, tuple(None if size < 0 else size for size in told), records[place]))
+        found.append(entries)
+    return found
+
+
 def is_nameless(path: str) -> bool:
     """Whether it is the name of an output of the model, or of what the converter put in, which tells no layer."""
     return path.startswith(_NO_LAYER)
@@ -113,7 +130,7 @@ def precision_of(content: bytes) -> str:
         return _of_integers({border[number].dtype for number in edges}, "int4" in constants)
     if any(tensor.scales and tensor.dtype in _INTEGERS for op in ops(content) for tensor in op.inputs):
         computed = {tensor.dtype for op in found for tensor in op.inputs if tensor.data is not None}
-        return "int8_weights" if not computed & {*_INTEGERS} else "int4" if "int4" in computed else "dynamic"
+        return "weight_int8" if not computed & {*_INTEGERS} else "int4" if "int4" in computed else "dynamic"
     return "float16" if "float16" in constants else "float32"
 
 
@@ -184,13 +201,13 @@ def _tensor(model: object, tensor: object) -> TensorRecord:
     dtype = flatbuffer.dtype_name(tensor.Type())  # type: ignore[attr-defined]
     shape = tuple(int(size) for size in numbers(tensor.ShapeAsNumpy()))  # type: ignore[attr-defined]
     buffer = model.Buffers(tensor.Buffer())  # type: ignore[attr-defined]
-    data = None
+    data, stored, block = None, 0, sparsity.block_size(tensor)
     if buffer is not None and buffer.DataLength():
-        raw = buffer.DataAsNumpy()
+        raw, stored = buffer.DataAsNumpy(), buffer.DataLength()
         try:
             data = _unpacked(raw, int(np.prod(shape))) if dtype == "int4" else raw.view(dtype)
-            data = data.reshape(shape)
-        except (TypeError, ValueError):  # strings, sparse
+            data = data.reshape(shape) if block is None else sparsity.densified(tensor, data, shape)
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError):  # strings, a wrong description
             data = raw
     return TensorRecord(
         name=tensor.Name().decode(),  # type: ignore[attr-defined]
@@ -200,6 +217,8 @@ def _tensor(model: object, tensor: object) -> TensorRecord:
         zero_points=tuple(int(value) for value in zeros),
         axis=int(quantization.QuantizedDimension()) if quantization is not None else 0,
         data=data,
+        stored_bytes=stored,
+        block=block,
     )
 
 

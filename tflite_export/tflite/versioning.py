@@ -31,4 +31,6 @@ def version_of(kind: str, inputs: Sequence[str], outputs: Sequence[str], per_cha
             return 12 if per_channel else 9
         if inputs[1] == "int4":
             return 13 if inputs[0] == "int16" else 10
+    if kind == "GATHER":
+        return {"int8": 2, "bool": 3, "int16": 4}.get(inputs[0], 1)
     return None

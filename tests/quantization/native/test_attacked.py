@@ -112,7 +112,7 @@ def test_learned_ranges_go_on_where_they_were_frozen(observer):
 )
 def test_what_weights_alone_cannot_follow_is_refused(options):
     with pytest.raises(ValueError, match="activations stay float|no output with a range"):
-        quantize_aware(dense_net(L.ReLU()), "native", scheme="int8_weights", **options)
+        quantize_aware(dense_net(L.ReLU()), "native", scheme="weight_int8", **options)
 
 
 def test_folding_without_a_norm_is_refused():

@@ -86,7 +86,7 @@ def test_the_way_out_is_named_where_there_is_no_int8_kernel():
         tflite_export.convert(model, "int8")
 
 
-@pytest.mark.parametrize("scheme", ["int8_weights", "int4_weights"])
+@pytest.mark.parametrize("scheme", ["weight_int8", "weight_int4"])
 def test_where_all_is_float_it_is_refused(scheme):
     with pytest.raises(ValueError, match=f"leaves left float, as scheme='{scheme}' does"):
         quantize_aware(net(MIDDLES["normalization"]), "native", scheme, {"left": "float"})

@@ -208,10 +208,10 @@ def test_activations_of_16_bits():
     assert np.abs(model.predict(x, verbose=0) - exact.predict(x, verbose=0)).max() < 0.05
 
 
-@pytest.mark.parametrize(("scheme", "kinds"), [("int8_weights", {"int8"}), ("int4_weights", {"int8", "int4"})])
+@pytest.mark.parametrize(("scheme", "kinds"), [("weight_int8", {"int8"}), ("weight_int4", {"int8", "int4"})])
 def test_weights_alone(scheme, kinds):
     model = fitted(quantize_aware(net(), "native", scheme=scheme))  # nothing to calibrate
-    file = tflite_export.convert(model, "int8_weights")
+    file = tflite_export.convert(model, "weight_int8")
     np.testing.assert_allclose(file.predict(X), model.predict(X, verbose=0), atol=2e-6)
     stored = [op.inputs[0] for op in records.ops(file.content) if op.name == "DEQUANTIZE"]
     assert {tensor.dtype for tensor in stored} == kinds
@@ -226,7 +226,7 @@ def test_weights_alone(scheme, kinds):
     ("scheme", "precision", "message"),
     [
         ("int16x8", "int8", "for 'int16x8'"),
-        ("int8_weights", "int8", "for 'int8_weights'"),
+        ("weight_int8", "int8", "for 'weight_int8'"),
         ("int8", "int16x8", "'int8'"),
     ],
 )

@@ -96,7 +96,7 @@ def test_before_it_has_seen_data_it_computes_in_float_and_has_no_file():
     assert len(np.unique(rounded)) <= 256
 
 
-@pytest.mark.parametrize("precision", ["float32", "int16x8", "int8_weights", "dynamic"])
+@pytest.mark.parametrize("precision", ["float32", "int16x8", "weight_int8", "dynamic"])
 def test_other_precisions_name_the_way_out(precision):
     model = fitted(net())
     with pytest.raises(ValueError, match="was quantized for 'int8'.*`to_plain"):

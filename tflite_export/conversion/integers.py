@@ -1,0 +1,83 @@
+"""From a SavedModel to an integer file: ranges from data, then TensorFlow's quantizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tflite_export.conversion import contract
+from tflite_export.conversion.custom import allow
+from tflite_export.conversion.explain import conversion_error
+from tflite_export.conversion.job import Job
+from tflite_export.conversion.mixed import check_found, of_layers
+from tflite_export.silence import silenced
+from tflite_export.tflite import flatbuffer, records
+
+_ATTEMPTS = 4
+
+
+def calibrated(job: Job, folder: str) -> bytes:
+    """The float file with the ranges of its tensors, measured in one pass over the data.
+
+    Raises: ConversionError; ValueError for bad data; what the user's generator raises.
+    """
+    failure: Exception | None = None
+    feed = job.feed()
+    with silenced(job.verbose) as said:
+        import tensorflow as tf
+
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        job.precision.configure(converter, feed)
+        allow(converter, job.custom_ops)
+        converter._experimental_calibrate_only = True
+        try:
+            content = bytes(converter.convert())
+        except Exception as error:  # ConverterError is a plain Exception
+            failure = error
+    if feed.error is not None:
+        raise feed.error
+    if failure is not None:
+        raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
+    return content
+
+
+def quantized(job: Job, content: bytes) -> tuple[bytes, frozenset[str]]:
+    """The integer file of a calibrated one, with the layers that are to be float32 left as they are.
+
+    TensorFlow's quantizer is not deterministic: of one unrolled LSTM, two of twelve runs on the same input left the
+    operation with several outputs (SPLIT) float. So a file with float operations is made again a few times; the
+    contract refuses what is still there.
+
+    Args:
+        job: What is asked for.
+        content: Of `calibrated`.
+
+    Returns: the file; the names of the tensors that operations left float make.
+    Raises: ConversionError.
+    """
+    wanted = {name for name, precision in job.layers.items() if precision == "float32"}
+    ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
+    for name in wanted:
+        check_found(name, [op for op in ops if of_layers(op, {name}, job.source)], job.source)
+    kept = [op.outputs[0].name for op in ops if op.outputs and of_layers(op, wanted, job.source)]
+    for _ in range(_ATTEMPTS):
+        made = _run_quantizer(job, content, {"denylisted_nodes": kept} if kept else {})
+        found = records.ops(made, job.source.layers, scopes_numbered=job.source.scopes_numbered)
+        left = frozenset(op.outputs[0].name for op in found if op.is_float and of_layers(op, wanted, job.source))
+        if not contract.float_layers(made, job.source, left):
+            break
+    return flatbuffer.order(made, list(job.source.inputs), list(job.source.outputs)), left
+
+
+def _run_quantizer(job: Job, content: bytes, options: Mapping[str, Any]) -> bytes:
+    failure: Exception | None = None
+    with silenced(job.verbose) as said:
+        import tensorflow as tf
+        from tensorflow.lite.python.convert import deduplicate_readonly_buffers, mlir_quantize
+
+        kind = getattr(tf, job.precision.io_dtype or "float32")
+        try:
+            # Only without `fully_quantize` the types of inputs and outputs are kept; the contract looks for the rest.
+            made = mlir_quantize(content, fully_quantize=False, input_data_type=kind, output_data_type=kind, **options)
+            return bytes(deduplicate_readonly_buffers(made))
+        except Exception as error:
+            failure = error
+    raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
