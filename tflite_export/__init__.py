@@ -4,9 +4,10 @@
     convert_best     the fastest precision that keeps the accuracy
     trainable_head   a classifier as signatures that go on training on the device
     verify           how far a file is from its source, on your data, and in which layer
-    benchmark        how long one inference takes
+    benchmark        how long one inference takes, on how many threads, in which operation, with how much memory
     diagnose         what is strange about representative data
-    compare          which of several files is faster
+    compare          which of several files, or numbers of threads, is faster
+    energy_estimate  joules of one inference, estimated from work and bytes
     delegates        which accelerator runs which operation of a file, and why not
     inspect          what is in a file
     update           what devices must download from one version to the next; apply_update makes it
@@ -14,7 +15,8 @@
     android_bundle   a folder for an Android app, with a test on golden vectors
     c_array          a file as an array in C
     TFLiteModel, TensorInfo, Verification, OutputCheck, LayerError, Latency, Comparison, Inspection, Best, Update,
-    DelegateReport, CSource, Diagnosis, AndroidBundle, Metadata, Normalization, TensorText   frozen results
+    DelegateReport, CSource, Diagnosis, AndroidBundle, Metadata, Normalization, TensorText, EnergyEstimate, OpTime,
+    Profile, Sustained   frozen results
     ConversionError   the source cannot become such a file, and why
 
 Everything loads on first use: importing this package loads neither tensorflow nor keras.
@@ -32,12 +34,16 @@ _HOME = {
     "ConversionError": "tflite_export.errors",
     "DelegateReport": "tflite_export.hardware.report",
     "Diagnosis": "tflite_export.proof.doctor",
+    "EnergyEstimate": "tflite_export.tflite.energy",
     "Inspection": "tflite_export.tflite.inspection",
     "Latency": "tflite_export.proof.latency",
     "LayerError": "tflite_export.proof.divergence",
     "Metadata": "tflite_export.app.metadata_fields",
     "Normalization": "tflite_export.app.metadata_fields",
+    "OpTime": "tflite_export.proof.profile",
     "OutputCheck": "tflite_export.proof.outputs",
+    "Profile": "tflite_export.proof.profile",
+    "Sustained": "tflite_export.proof.sustained",
     "TFLiteModel": "tflite_export.runtime.model",
     "TensorInfo": "tflite_export.runtime.model",
     "TensorText": "tflite_export.app.metadata_fields",
@@ -53,6 +59,7 @@ _HOME = {
     "delegates": "tflite_export.hardware.assessment",
     "diagnose": "tflite_export.proof.doctor",
     "fold_processing": "tflite_export.sources.processing",
+    "energy_estimate": "tflite_export.tflite.energy",
     "inspect": "tflite_export.tflite.inspection",
     "read_metadata": "tflite_export.app.metadata",
     "set_metadata": "tflite_export.app.metadata",

@@ -18,7 +18,8 @@ _EXAMPLES = """examples:
   tflite-export convert qat.keras --import kdopt --precision int8 -o model.tflite
   tflite-export best model.keras --calibration data.npz --validation held_out.npz -o model.tflite
   tflite-export verify model.keras model.tflite --data data.npz
-  tflite-export benchmark model.tflite --threads 1
+  tflite-export benchmark model.tflite --sustained 60 --profile
+  tflite-export benchmark float32.tflite int8.tflite --threads 1,2,4
   tflite-export inspect model.tflite --picture model.png
   tflite-export delegates model.tflite --name gpu
   tflite-export bundle model.tflite -o android --name Digits --package com.example.digits
@@ -27,6 +28,7 @@ _EXAMPLES = """examples:
 A .npz file holds one array (n, ...) for each input of the model, by name; if the model has one input, any name will do.
 Exit codes: 0 done; 1 not verified, or not convertible; 2 bad usage or input."""
 TARGETS = ("xnnpack", "gpu", "edgetpu", "nnapi", "micro")
+KERNELS = ("xnnpack", "builtin", "reference")
 _RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -115,9 +117,16 @@ def _verify(commands: Any) -> argparse.ArgumentParser:
 
 def _benchmark(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser("benchmark", help="time one inference of a .tflite; several are timed in turns")
-    command.add_argument("tflite", nargs="+", help=".tflite file")
-    command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    command.add_argument("--seconds", type=float, default=1.0, help="time to spend on a single file (default 1)")
+    command.add_argument("tflite", nargs="+", help=".tflite file; of several, the ratios to the first")
+    command.add_argument(
+        "--threads", type=_counts, default=(1,), metavar="N[,N...]", help="CPU threads; several: in turns (default 1)"
+    )
+    command.add_argument("--seconds", type=float, default=1.0, help="time to spend on each (default 1)")
+    command.add_argument("--kernels", choices=KERNELS, default="xnnpack", help="of the runtime (default xnnpack)")
+    command.add_argument(
+        "--sustained", type=float, metavar="SECONDS", help="also inferences per second over this time; 60 for video"
+    )
+    command.add_argument("--profile", action="store_true", help="also the time of each operation")
     return command
 
 
@@ -185,6 +194,13 @@ def _batch(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer >= 1 or 'any'; got {text!r}")
     return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, or several as 1,2,4; got {text!r}")
+    return tuple(map(int, parts))
 
 
 def _layer(text: str) -> tuple[str, str]:

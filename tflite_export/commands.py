@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -88,17 +89,39 @@ def verify(options: Options) -> int:
 
 
 def benchmark(options: Options) -> int:
-    """How long an inference takes; of several files, in turns."""
-    if len(options.tflite) > 1:
-        from tflite_export.proof.comparison import compare
-
-        result: Any = compare({path: path for path in options.tflite}, threads=options.threads)
-    else:
-        from tflite_export.proof.latency import benchmark as run
-
-        result = run(options.tflite[0], options.threads, seconds=options.seconds)
+    """What an inference costs; of several files or numbers of threads, which is faster, in turns."""
+    result = _compared(options) if len(options.tflite) * len(options.threads) > 1 else _benchmarked(options)
     _say(options, result, str(result))
     return 0
+
+
+def _benchmarked(options: Options) -> Any:
+    from tflite_export.proof.latency import benchmark as run
+
+    return run(
+        options.tflite[0],
+        options.threads[0],
+        seconds=options.seconds,
+        kernels=options.kernels,
+        sustained=options.sustained,
+        profile=options.profile,
+        verbose=int(sys.stderr.isatty()),
+    )
+
+
+def _compared(options: Options) -> Any:
+    if options.sustained is not None or options.profile:
+        raise ValueError("--sustained and --profile are for one file and one number of threads.")
+    from tflite_export.proof.comparison import compare
+
+    rounds = 20
+    return compare(
+        {path: path for path in options.tflite},
+        threads=options.threads,
+        rounds=rounds,
+        block_ms=1e3 * options.seconds / rounds,
+        kernels=options.kernels,
+    )
 
 
 def inspect(options: Options) -> int:

@@ -56,7 +56,7 @@ def write(export: Export, folder: Path, samples: np.ndarray) -> TFLiteModel:
 
 def fastest_rounds(files: Sequence[TFLiteModel]) -> list[Any]:
     """Latency of each file: in turns, several times, because a machine has moods; the least disturbed turn counts."""
-    rounds = [[benchmark(file, seconds=_ROUND_SECONDS) for file in files] for _ in range(_ROUNDS)]
+    rounds = [[benchmark(file, seconds=_ROUND_SECONDS, cold=False) for file in files] for _ in range(_ROUNDS)]
     return [min(turns, key=lambda latency: latency.median_ms) for turns in zip(*rounds, strict=True)]
 
 

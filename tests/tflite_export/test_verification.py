@@ -140,19 +140,6 @@ def test_a_failed_write_keeps_the_old_file(int8_file, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_benchmark(int8_file):
-    result = tflite_export.benchmark(int8_file, threads=2, seconds=0.05)
-    assert 0 < result.min_ms <= result.median_ms <= result.p90_ms
-    assert result.min_ms <= result.mean_ms
-    assert result.runs >= 5
-    assert result.warmup >= 3
-    assert result.threads == 2
-    assert "ms median" in str(result)
-    for bad in ({"threads": 0}, {"threads": True}, {"seconds": 0}):
-        with pytest.raises(ValueError, match="must be"):
-            tflite_export.benchmark(int8_file, **bad)
-
-
 def test_a_file_of_another_model_is_refused_by_shape():
     small, large = (keras.Sequential([keras.Input((n,)), keras.layers.Dense(2)]) for n in (3, 5))
     with pytest.raises(ValueError, match=r"takes samples of shape \(3,\), the file of \(5,\): not its file"):

@@ -1,6 +1,7 @@
 """Runs a file on ai_edge_litert, in float space, whatever its batch size and integer types."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ from tflite_export.silence import silenced
 from tflite_export.sources.samples import groups
 
 _RESOLVERS = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+KERNELS = tuple(_RESOLVERS)
 
 
 class Runner:
     """A loaded and allocated `.tflite` file.
 
     Args:
-        content: The file.
+        content: The file; a path is mapped into memory, as an app does it.
         threads: Integer >= 1, CPU threads.
         kernels: `"xnnpack"`, as apps run it; `"builtin"`, the runtime's own; `"reference"`, its plain loops.
         keep_all: Whether every tensor inside can be read after a run; not with XNNPACK, which keeps none.
@@ -23,13 +25,15 @@ class Runner:
     Raises: ValueError if the runtime refuses the file.
     """
 
-    def __init__(self, content: bytes, threads: int = 1, *, kernels: str = "xnnpack", keep_all: bool = False) -> None:
+    def __init__(
+        self, content: bytes | Path, threads: int = 1, *, kernels: str = "xnnpack", keep_all: bool = False
+    ) -> None:
         with silenced() as said:
             try:
                 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
                 self._interpreter = Interpreter(
-                    model_content=content,
+                    **{"model_path" if isinstance(content, Path) else "model_content": content},
                     num_threads=threads,
                     experimental_op_resolver_type=getattr(OpResolverType, _RESOLVERS[kernels]),
                     experimental_preserve_all_tensors=keep_all,
@@ -80,6 +84,17 @@ class Runner:
             details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
             parts.append([dequantize(self._interpreter.get_tensor(n), details[n]) for n in wanted])
         return {number: np.stack([part[place] for part in parts]) for place, number in enumerate(wanted)}
+
+    def tensors(self) -> Iterator[np.ndarray]:
+        """Every tensor of the main graph that has memory now, in place; no scalars. Drop it before another call."""
+        for detail in self._interpreter.get_tensor_details():
+            try:
+                found = self._interpreter.tensor(detail["index"])()
+            except ValueError:  # it has none: inside a piece that XNNPACK runs
+                continue
+            if isinstance(found, np.ndarray):  # scalars are copies
+                yield found
+            del found
 
     def set_zeros(self) -> None:
         """Puts a zero into every place of the inputs: valid as a number and as an index."""
