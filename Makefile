@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 # Two processes, one thread pool each: no more threads than cores.
 PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(PY) -m pytest
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow web-setup lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -16,6 +16,10 @@ test: lint
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
 
+# Chromium, Node, LiteRT.js, Netron and Model Explorer's reader, for the slow tests in tests/tflite_export/web.
+web-setup: | $(PY)
+	sh tests/tflite_export/web/setup.sh "$(abspath $(PY))"
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -26,7 +30,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) .venv-viewers tests/tflite_export/web/node_modules build dist out *.egg-info
 
 # The first Python of 3.11 - 3.13 on the machine; PYTHON=... chooses another one.
 $(PY):
