@@ -28,6 +28,7 @@ FLOORS = {
 EXPORT_FLOORS = {
     "errors": 0,
     "files": 0,
+    "progress": 0,
     "silence": 0,
     "precisions": 0,
     "metrics": 0,

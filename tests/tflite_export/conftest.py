@@ -1,8 +1,15 @@
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
 import tflite_export
+
+# Nets are shared by tests; importlib mode puts no test folder on the path.
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / folder) for folder in ("tflite_export", "graph", "quantization")]
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from keras import layers
 
 import tflite_export
 from tflite_export.cli import main
-from tflite_export.proof import progress
 from tflite_export.proof.profile import summed
 from tflite_export.proof.sustained import rates
 from tflite_export.runtime import apart
@@ -227,15 +226,6 @@ def test_the_arithmetic_of_each_precision(precision, kind, weight, activation):
     assert found.macs == {kind: 64 * 32}
     assert found.weight_bytes == weight * 64 * 32  # half precision is unpacked once, at the load
     assert found.activation_bytes == activation * (64 + 32)
-
-
-def test_a_bar_is_drawn_where_asked_and_wiped(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_PAUSE", 0)
-    for shown in (False, True):
-        with progress.Bar("sustained", 60, shown) as bar:
-            bar.update()
-        out, err = capsys.readouterr()
-        assert (out, "sustained [" in err, err.endswith("\r\033[K")) == ("", shown, shown)
 
 
 def test_command_line(int8_file, tmp_path, capfd):

@@ -20,6 +20,7 @@ from tflite_export.conversion.sameness import differences
 from tflite_export.conversion.signatures import convert_signatures
 from tflite_export.conversion.sparse import check_sparse
 from tflite_export.conversion.targets import Target, assess, choose
+from tflite_export.conversion.unchanged import unchanged
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
@@ -201,11 +202,12 @@ def _converted(job: Job, target: Target | None) -> TFLiteModel:
         else:
             model = TFLiteModel.from_content(content, job.precision.name, calibrated, trusted=True)
         violations = replace(job.contract, floats=floats).check(model, job.source)
-        notes: tuple[str, ...] = (not_run(custom),) if custom else ()
+        notes = (*([not_run(custom)] if custom else []), *unchanged(model, job.source))
         if not violations and not custom:
             violations = differences(model, job.source, job.precision, job.sample)
         if target is not None and not violations:
-            notes, violations = assess(target, model)
+            told, violations = assess(target, model)
+            notes = (*notes, *told)
     if violations:
         said = "\n".join(f"  {violation}" for violation in dict.fromkeys(map(str, violations)))
         raise ConversionError(

@@ -8,6 +8,7 @@ import numpy as np
 from tflite_export.conversion.contract import Contract
 from tflite_export.conversion.sameness import SAMPLES
 from tflite_export.precisions import Precision
+from tflite_export.progress import on_terminal, progress
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import Source
 from tflite_export.sources.quality import Statistics
@@ -120,9 +121,11 @@ class Feed:
 
     def __call__(self) -> Iterator[Arrays]:
         try:
-            for batch in samples.regrouped(self.data.batches(), self.size):
-                self.seen.add(batch)
-                yield batch
+            with progress("calibrating", self.data.count, on_terminal()) as update:
+                for batch in samples.regrouped(self.data.batches(), self.size):
+                    self.seen.add(batch)
+                    yield batch
+                    update(self.seen.count)
         except Exception as error:
             self.error = error
             raise

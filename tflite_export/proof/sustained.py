@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tflite_export.proof.progress import Bar
+from tflite_export.progress import progress
 from tflite_export.runtime.runner import Runner
 
 _MIN_RUNS = 20
@@ -39,11 +39,11 @@ class Sustained:
 def sustained_of(runner: Runner, seconds: float, shown: bool) -> Sustained:
     """Runs a file that holds its inputs for so many seconds, at least 20 times; `shown` is whether to draw a bar."""
     ends = [time.perf_counter()]
-    with Bar("sustained", seconds, shown) as bar:
+    with progress("seconds", seconds, shown) as update:
         while len(ends) <= _MIN_RUNS or ends[-1] - ends[0] < seconds:
             runner.invoke()
             ends.append(time.perf_counter())
-            bar.update()
+            update(min(ends[-1] - ends[0], seconds))
     return rates(np.array(ends))
 
 

@@ -52,6 +52,10 @@ class Stream:
     Args:
         inputs, data, limit, what: See `read`.
 
+    Attributes:
+        head: Input name -> the first samples.
+        count: Number of samples, or None where it is not known before they are read.
+
     Raises: As `read`.
     """
 
@@ -62,9 +66,9 @@ class Stream:
         self._open: Callable[[], Batches] | None = _opened(inputs, data, limit, what)
         self._once = _is_iterator(data)
         batches = self._open()
+        self.count: int | None = None
         if _is_whole(data):
-            for _ in batches:
-                pass
+            self.count = sum(len(next(iter(batch.values()))) for batch in batches)
             batches = self._open()
         begun: list[dict[str, np.ndarray]] = []
         for batch in batches:

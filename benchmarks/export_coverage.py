@@ -1,0 +1,135 @@
+"""Which nets become which files, and how near each file is to its net.
+
+    python benchmarks/export_coverage.py run [--net NET ...] [--data-dir DIR] [--file export.jsonl]
+    python benchmarks/export_coverage.py table [--file export.jsonl]
+
+`run` appends a record a net and precision, each net in a process of its own, and goes on where it was stopped. The
+smallest net of each family of keras.applications and the nets of tests/tflite_export/export_nets.py, with random
+weights and statistics of BatchNormalization taken from data; those of MLPerf Tiny, trained, as files, where DIR has
+them. A file of `table` is the share of the tolerance of `verify` that its error takes, or what stands in the way.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("tflite_export", "graph", "quantization")]
+MINUTES = 40
+
+
+def nets(folder):
+    """Name -> function that gives the model, or the path of a file."""
+    import architectures
+    import qat_nets
+    from channel_oracle import disturbed
+    from export_nets import SMALL
+
+    def built(make):
+        if make is architectures.subclassed:
+            return make
+        return lambda: qat_nets.alive(disturbed(make()))
+
+    def application(name):
+        return lambda: qat_nets.alive(architectures.application(name))
+
+    found = {name: application(name) for name in architectures.SMALLEST}
+    for name, file in architectures.MLPERF.items():
+        path = folder / "mlperf-tiny" / file
+        if path.exists():
+            found[name] = lambda path=path: path
+    return found | {make.__name__: built(make) for make in SMALL}
+
+
+def one(options):
+    """Prints a record for each precision of one net."""
+    import keras
+    from export_nets import PRECISIONS, data_of, export
+
+    from tflite_export.sources.resolve import resolve
+
+    keras.utils.set_random_seed(0)
+    source = nets(options.data_dir)[options.net[0]]()
+    model = resolve(source).module if isinstance(source, Path) else source
+    given, held = data_of(model, 1, 64), data_of(model, 3, 16)
+    for precision in PRECISIONS:
+        print(json.dumps(export(source, precision, given, held)), flush=True)
+
+
+def run(options):
+    done = [json.loads(line) for line in options.file.read_text().splitlines()] if options.file.exists() else []
+    names = {found["net"] for found in done}
+    for name in options.net or nets(options.data_dir):
+        if name in names:
+            continue
+        lines = [json.dumps({"net": name, **found}) for found in apart(name, options.data_dir)]
+        print(name, len(lines), flush=True)
+        with open(options.file, "a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def apart(name, folder):
+    """The records, made in another process: whatever ends it, the table goes on."""
+    command = [sys.executable, __file__, "one", "--net", name, "--data-dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said, errors = process.communicate(timeout=60 * MINUTES)
+            why = f"ended with {process.returncode}: {(errors.strip().splitlines() or ['no message'])[-1]}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            why = f"not done in {MINUTES} minutes"
+    records = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    return records if records and process.returncode == 0 else [*records, {"precision": "?", "failed": why}]
+
+
+def table(options):
+    records = [json.loads(line) for line in options.file.read_text().splitlines()]
+    precisions = list(dict.fromkeys(found["precision"] for found in records))
+    by = defaultdict(dict)
+    for found in records:
+        by[found["net"]][found["precision"]] = found
+    print(f"| net | {' | '.join(precisions)} |\n|---{'|---' * len(precisions)}|")
+    refusals = {}
+    for name, row in by.items():
+        print(f"| {name} | {' | '.join(cell(row.get(precision), refusals) for precision in precisions)} |")
+    for text, number in refusals.items():
+        print(f"\n{number}. {text}")
+
+
+def cell(found, refusals):
+    if found is None:
+        return ""
+    if "failed" in found:
+        text = textwrap.shorten(found["failed"].replace("|", "/"), 400, placeholder=" ...")
+        return f"({refusals.setdefault(text, len(refusals) + 1)})"
+    return f"{found['error'] / tolerance(found):.2f}" if found["passed"] else f"**fails, {found['snr_db']:.0f} dB**"
+
+
+def tolerance(found):
+    from tflite_export.precisions import get
+
+    return get(found["precision"]).tolerance
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("run", run), ("one", one), ("table", table)):
+        command = commands.add_parser(name)
+        command.set_defaults(run=function)
+        command.add_argument("--net", nargs="+", help="all by default")
+        command.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="has mlperf-tiny/ in it")
+        command.add_argument("--file", type=Path, default=Path("export.jsonl"))
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What a precision left as it was, without a word from the converter."""
+
+from collections.abc import Iterator
+
+from tflite_export.runtime.model import TFLiteModel
+from tflite_export.sources.protocol import Source
+from tflite_export.tflite import records
+
+_HYBRID = ("dynamic", "int4")
+_LEAST = 1024  # weights of a kernel, of TensorFlow's quantizer
+_KERNELS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "BATCH_MATMUL", "CONV_3D")
+
+
+def unchanged(model: TFLiteModel, source: Source) -> Iterator[str]:
+    """Which kernels of a file with dynamically quantized activations stayed float, and why."""
+    if model.precision not in _HYBRID:
+        return
+    ops = records.ops(model.content, source.layers, scopes_numbered=source.scopes_numbered)
+    kernels = [
+        (op, tensor) for op in ops if op.name in _KERNELS for tensor in op.inputs[1:2] if tensor.data is not None
+    ]
+    left = [op.layer or op.name for op, tensor in kernels if tensor.dtype == "float32"]
+    if left:
+        share = "all" if len(left) == len(kernels) else f"{len(left)} of {len(kernels)}"
+        named = ", ".join(dict.fromkeys(left[:5])) + (", ..." if len(left) > 5 else "")
+        yield (
+            f"{share} kernels stayed float32 ({named}): TensorFlow's quantizer leaves those with fewer than "
+            f"{_LEAST:,} weights, and kinds that have no such kernel; 'weight_int8' narrows every one"
+        )
