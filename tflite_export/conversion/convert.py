@@ -7,28 +7,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from tflite_export import precisions
 from tflite_export.conversion.contract import Contract
 from tflite_export.conversion.custom import check_custom_ops, not_run
 from tflite_export.conversion.graph import LOOPS, check_weights, operations_in, save, traced
 from tflite_export.conversion.job import Job
-from tflite_export.conversion.lowering import lowered
-from tflite_export.conversion.mixed import check_layers
+from tflite_export.conversion.lowering import lowered, lowered_again
+from tflite_export.conversion.plan import check_numbers, plan
 from tflite_export.conversion.sameness import differences
 from tflite_export.conversion.signatures import convert_signatures
-from tflite_export.conversion.sparse import check_sparse
-from tflite_export.conversion.targets import Target, assess, choose
+from tflite_export.conversion.targets import Target, assess
 from tflite_export.conversion.unchanged import unchanged
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
-from tflite_export.sources import quality, samples
-from tflite_export.sources.protocol import InputSpec, Source
-from tflite_export.sources.resolve import resolve
+from tflite_export.sources import quality
+from tflite_export.sources.protocol import Source
 from tflite_export.tflite import records
-from tflite_export.tflite.op_versions import number
 
 
 def convert(
@@ -112,18 +107,9 @@ def convert(
     file.save("model.tflite")
     ```
     """
-    _check_integer("batch", batch, optional=True)
-    _check_integer("max_bytes", max_bytes, optional=True)
-    _check_integer("max_samples", max_samples)
-    allowed = check_custom_ops(custom_ops)
-    if min_runtime is not None:
-        number(min_runtime)
-    if precision is None and target is None:
-        raise ValueError(f"Pass `precision`, one of {', '.join(map(repr, precisions.names()))}; or `target`.")
-    if precision is not None:
-        precisions.get(precision)
     if isinstance(source, Mapping):
-        if shapes is not None or layers is not None or target is not None or sparse or allowed:
+        check_numbers(precision, target, batch, min_runtime, max_bytes, max_samples)
+        if shapes is not None or layers is not None or target is not None or sparse or check_custom_ops(custom_ops):
             raise ValueError(
                 "`shapes`, `layers`, `sparse`, `custom_ops` and `target` are for one source, not several signatures."
             )
@@ -132,45 +118,29 @@ def convert(
         return convert_signatures(
             source, contract, representative_data, batch=batch, max_samples=max_samples, verbose=verbose
         )
-    with silenced(verbose):
-        resolved = resolve(source)
-    _check_batch(resolved, batch)
-    place = None
-    if target is not None:
-        trained = resolved.has_ranges or bool(resolved.kernels)
-        place, precision = choose(target, precision, batch, data=representative_data is not None, trained=trained)
-    rule = precisions.get(str(precision))
-    if sparse:
-        check_sparse(rule.name)
-    if allowed and target is not None:
-        raise ValueError(f"Target {target!r} runs builtin operations only; leave `custom_ops` or `target` out.")
-    if allowed and rule.integer:
-        raise ValueError(
-            f"`custom_ops` does not go with {rule.name!r}: to learn its ranges, the file would have to run here. "
-            "Choose 'float32', 'float16' or 'dynamic'."
-        )
-    resolved = _with_shapes(resolved, shapes)
-    data = None
-    if representative_data is not None:
-        data = samples.Stream(resolved.inputs, representative_data, limit=max_samples)
-    contract = Contract(
-        rule, batch is None, shapes == "open", min_runtime=min_runtime, max_bytes=max_bytes, custom_ops=allowed
+    job, place = plan(
+        source,
+        precision,
+        representative_data,
+        target=target,
+        batch=batch,
+        shapes=shapes,
+        layers=layers,
+        sparse=sparse,
+        custom_ops=custom_ops,
+        min_runtime=min_runtime,
+        max_bytes=max_bytes,
+        max_samples=max_samples,
+        verbose=verbose,
     )
-    precise = check_layers(layers, resolved, rule.name)
-    job = Job(resolved, contract, data, batch, verbose, precise, bool(sparse), allowed)
     try:
-        return _converted(job, place)
-    except ConversionError as error:
-        advice = _advice(resolved, str(error)) if rule.integer else ""
-        if not advice:
-            raise
-        raise ConversionError(f"{error} {advice}", error.violations) from error
+        return carry_out(job, place)
     finally:
-        if data is not None and not resolved.has_ranges:
-            _warn(job.seen)
+        if job.data is not None and not job.source.has_ranges:
+            warn_of(job.seen)
 
 
-def _warn(seen: quality.Statistics) -> None:
+def warn_of(seen: quality.Statistics) -> None:
     """Tells what is strange about data that ranges were learned from; `diagnose` looks at their scale, too."""
     for finding in seen.findings(rescales=True) if seen.count else ():
         warnings.warn(f"`representative_data`: {finding}", UserWarning, stacklevel=3)
@@ -184,7 +154,25 @@ def _advice(source: Source, message: str) -> str:
     return " ".join(f"Layer {layer!r}: {text}." for layer, text in (named or source.advice).items())
 
 
-def _converted(job: Job, target: Target | None) -> TFLiteModel:
+def carry_out(job: Job, target: Target | None) -> TFLiteModel:
+    """Makes the file, and returns it only if it is right. Of a job that was carried out before with other `layers`, the
+    ranges of its tensors are still there.
+
+    Raises: As `convert`.
+    """
+    try:
+        return _checked(job, target, *_made(job))
+    except ConversionError as error:
+        advice = _advice(job.source, str(error)) if job.precision.integer else ""
+        if not advice:
+            raise
+        raise ConversionError(f"{error} {advice}", error.violations) from error
+
+
+def _made(job: Job) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
+    """As `lowered`."""
+    if job.ranges:
+        return lowered_again(job)
     check_weights(job.source)
     with silenced(job.verbose):
         function = traced(job.source, job.batch)
@@ -194,7 +182,12 @@ def _converted(job: Job, target: Target | None) -> TFLiteModel:
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as folder:
         with silenced(job.verbose):
             save(job.source, function, folder)
-        content, calibrated, floats = lowered(job, folder, ranged=ranged, loops=bool(kinds & LOOPS))
+        return lowered(job, folder, ranged=ranged, loops=bool(kinds & LOOPS))
+
+
+def _checked(
+    job: Job, target: Target | None, content: bytes, calibrated: tuple[str, ...], floats: frozenset[str]
+) -> TFLiteModel:
     with silenced(job.verbose):
         custom = {op.name for op in records.ops(content) if op.custom}
         if custom:
@@ -214,47 +207,3 @@ def _converted(job: Job, target: Target | None) -> TFLiteModel:
             f"The {job.precision.name} file of {job.source.label} is not as it must be:\n{said}", violations
         )
     return replace(model, notes=notes)
-
-
-def _check_integer(name: str, value: Any, *, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1{' or None' if optional else ''}; got {value!r}.")
-
-
-def _check_batch(source: Source, batch: int | None) -> None:
-    fixed = source.fixed_batch
-    if fixed is not None and fixed != batch:
-        raise ValueError(f"{source.label} was built with batch size {fixed}: pass `batch={fixed}`; got {batch}.")
-
-
-def _with_shapes(source: Source, shapes: Mapping[str, Sequence[int]] | str | None) -> Source:
-    """The source with the sizes that the user gave to open ones.
-
-    Raises: TypeError, ValueError.
-    """
-    if shapes == "open":
-        return source
-    if shapes is not None and not isinstance(shapes, Mapping):
-        raise TypeError(f'`shapes` must be a dict input name -> shape of one sample, or "open"; got {shapes!r}.')
-    given = {} if shapes is None else dict(shapes)
-    if unknown := sorted(set(given) - set(source.inputs)):
-        raise ValueError(f"`shapes` names {unknown}; {source.label} has the inputs {list(source.inputs)}.")
-    inputs = {}
-    for name, spec in source.inputs.items():
-        own, wanted = spec.shape[1:], tuple(given.get(name, spec.shape[1:]))
-        fits = len(own) == len(wanted) and all(
-            isinstance(want, int | np.integer) and want >= 1 and size in (None, want)
-            for size, want in zip(own, wanted, strict=True)
-        )
-        if name in given and not fits:
-            raise ValueError(f"`shapes`: input {name!r} has samples of shape {own} (None = open); got {wanted}.")
-        if None in wanted:
-            example = tuple(32 if size is None else size for size in own)
-            raise ValueError(
-                f"{source.label}: input {name!r} has open sizes {own}, with which GPU delegates and browsers refuse a "
-                f'file. Fix them, e.g. `shapes={{{name!r}: {example}}}`, or keep them with `shapes="open"`.'
-            )
-        inputs[name] = InputSpec((spec.shape[0], *wanted), spec.dtype)
-    return replace(source, inputs=inputs)

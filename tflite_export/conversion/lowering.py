@@ -33,6 +33,20 @@ def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes,
     if rule.integer and loops:
         _refuse_loops(job, run_converter(job, precisions.get("float32"), folder, None))
     content, left, floats = _with_ranges(job, folder, ranged)
+    content, patched = _finished(job, content)
+    return content, left, floats | patched
+
+
+def lowered_again(job: Job) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
+    """As `lowered`, for a job whose ranges are there."""
+    content, floats = quantized(job, job.ranges[0])
+    content, patched = _finished(job, content)
+    return content, (), floats | patched
+
+
+def _finished(job: Job, content: bytes) -> tuple[bytes, frozenset[str]]:
+    """The file with what the converter does not do; the names of the tensors that operations left float make."""
+    rule = job.precision
     content, patched = kernels.patch(content, job.source.kernels, rule.integer)
     if rule.name == "weight_int8" and not job.source.kernels:
         content = with_integer_weights(content)
@@ -41,7 +55,7 @@ def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes,
     content = _narrowed(job, content)
     if rule.integer and any(spec.dtype == "uint8" for spec in job.source.inputs.values()):
         content = take_bytes(content)
-    return sparsified(job, content) if job.sparse else content, left, floats | patched
+    return sparsified(job, content) if job.sparse else content, patched
 
 
 def _narrowed(job: Job, content: bytes) -> bytes:
@@ -70,7 +84,8 @@ def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str,
     if not ranged and job.precision.name == "int16x8":
         return run_converter(job, job.precision, folder, job.feed()), (), frozenset()
     if not ranged:
-        content, floats = quantized(job, calibrated(job, folder))
+        job.ranges.append(calibrated(job, folder))
+        content, floats = quantized(job, job.ranges[0])
         return content, (), floats
     content = run_converter(job, job.precision, folder, None)
     left = contract.float_layers(content, job.source)

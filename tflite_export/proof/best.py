@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from tflite_export import precisions as known
-from tflite_export.conversion.convert import convert
+from tflite_export.conversion.convert import carry_out, convert, warn_of
 from tflite_export.conversion.mixed import OF
+from tflite_export.conversion.plan import plan
 from tflite_export.errors import ConversionError
 from tflite_export.proof.comparison import compare
 from tflite_export.proof.divergence import LayerError, layer_errors
@@ -150,10 +151,14 @@ def _tried(
     floats: list[str] = []
     ranked: list[str] | None = None
     size = 1
+    try:
+        job, place = plan(source, precision, arrays, **options)
+    except ValueError as error:
+        yield None, Step(precision, (), None, None, False, None, note=str(error).splitlines()[0])
+        return
     while True:
-        layers = dict.fromkeys(floats, "float32") if floats else None
         try:
-            file = convert(source, precision, arrays, layers=layers, **options)
+            file = carry_out(replace(job, layers=dict.fromkeys(floats, "float32")), place)
         except (ConversionError, ValueError) as error:
             yield None, Step(precision, tuple(floats), None, None, False, None, note=str(error).splitlines()[0])
             named = [one.layer for one in getattr(error, "violations", ()) if one.rule == "float islands" and one.layer]
@@ -162,6 +167,8 @@ def _tried(
                 return
             floats += new
             continue
+        if not floats:
+            warn_of(job.seen)
         value = _value(metric, file)
         holds = reference - value <= max_drop
         yield file, Step(precision, tuple(floats), value, reference - value, holds, file.size_bytes)
