@@ -2,6 +2,7 @@
 
     convert          model, function, file or folder -> TFLiteModel, loaded and compared before it is returned
     convert_best     the fastest precision that keeps the accuracy
+    fold_processing  a model with what an app does before and after it: pixels in, classes out
     trainable_head   a classifier as signatures that go on training on the device
     verify           how far a file is from its source, on your data, and in which layer
     benchmark        how long one inference takes, on how many threads, in which operation, with how much memory
@@ -58,8 +59,8 @@ _HOME = {
     "convert_best": "tflite_export.proof.best",
     "delegates": "tflite_export.hardware.assessment",
     "diagnose": "tflite_export.proof.doctor",
-    "fold_processing": "tflite_export.sources.processing",
     "energy_estimate": "tflite_export.tflite.energy",
+    "fold_processing": "tflite_export.sources.processing",
     "inspect": "tflite_export.tflite.inspection",
     "read_metadata": "tflite_export.app.metadata",
     "set_metadata": "tflite_export.app.metadata",

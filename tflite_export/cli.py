@@ -87,6 +87,26 @@ def _convert(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME=PRECISION",
         help="float32, int8 or int4 for one layer of an integer file; may be repeated",
     )
+    command.add_argument(
+        "--shape",
+        dest="shapes",
+        action="append",
+        default=[],
+        type=_shape,
+        metavar="NAME=N,N,...",
+        help="of one sample, for an input with open sizes: image=224,224,3; may be repeated",
+    )
+    command.add_argument("--max-samples", type=int, default=512, metavar="N", help="of the inputs (default 512)")
+    command.add_argument("--sparse", action="store_true", help="store kernels without their zeros")
+    command.add_argument(
+        "--custom-op",
+        dest="custom_ops",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="operation that is not builtin and that the app has, e.g. FlexErf; may be repeated",
+    )
+    _add_processing(command)
     command.add_argument("--min-runtime", metavar="RELEASE", help="TensorFlow Lite release that must run it, e.g. 2.9")
     command.add_argument("--max-bytes", type=int, metavar="N", help="largest size of the file")
     command.add_argument("--verbose", action="store_true", help="show what the converter says")
@@ -105,13 +125,14 @@ def _best(commands: Any) -> argparse.ArgumentParser:
 
 
 def _verify(commands: Any) -> argparse.ArgumentParser:
-    command = commands.add_parser("verify", help="compare a .tflite with its model")
-    _add_model(command)
+    command = commands.add_parser("verify", help="compare a .tflite with its model, or with another .tflite")
+    _add_model(command, "; or .tflite file")
     command.add_argument("tflite", help=".tflite file")
     command.add_argument("--data", required=True, metavar="NPZ", help="inputs to compare on")
     command.add_argument("--tolerance", type=float, help="largest error, as a fraction of the output's peak")
     command.add_argument("--layers", action="store_true", help="measure every layer, also of a file that passes")
     command.add_argument("--save", action="store_true", help="write model.verify.json beside model.tflite")
+    _add_processing(command)
     return command
 
 
@@ -172,8 +193,8 @@ def _c_array(commands: Any) -> argparse.ArgumentParser:
     return command
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help=".keras or .h5 file, or SavedModel folder")
+def _add_model(command: argparse.ArgumentParser, more: str = "") -> None:
+    command.add_argument("model", help=f".keras or .h5 file, or SavedModel folder{more}")
     command.add_argument(
         "--import",
         dest="modules",
@@ -182,6 +203,21 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="import it first, for the custom classes in the .keras file: kdopt for a QAT model",
     )
+
+
+def _add_processing(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("inside the file, around the model")
+    group.add_argument("--rescale", type=_pair, metavar="SCALE,OFFSET", help="the model gets input * SCALE + OFFSET")
+    group.add_argument("--uint8-input", action="store_true", help="the input is uint8 pixels")
+    group.add_argument(
+        "--append",
+        dest="steps",
+        action="append",
+        default=[],
+        choices=("softmax", "sigmoid", "argmax", "top_k"),
+        help="to the output; may be repeated",
+    )
+    group.add_argument("-k", type=int, default=5, help="of --append top_k (default 5)")
 
 
 def _add_output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
@@ -208,3 +244,19 @@ def _layer(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"expected NAME=PRECISION, e.g. logits=float32; got {text!r}")
     return name, precision
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, equals, sizes = text.partition("=")
+    parts = sizes.split(",")
+    if not equals or not name or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected NAME=N,N,..., e.g. image=224,224,3; got {text!r}")
+    return name, tuple(int(part) for part in parts)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    try:
+        scale, offset = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected SCALE,OFFSET, e.g. 0.00392157,0; got {text!r}") from None
+    return scale, offset

@@ -21,7 +21,7 @@ def convert(options: Options) -> int:
 
     if options.precision is None and options.target is None:
         raise ValueError("Pass --precision, or --target, which chooses one.")
-    source = _source(options.model, options.verbose)
+    source = _processed(_source(options.model, options.verbose), options)
     integer = options.precision is not None and precisions.get(options.precision).integer
     if data is None and integer and not source.has_ranges:
         raise ValueError(f"--precision {options.precision} needs --calibration: an .npz of 100-500 inputs as in use.")
@@ -31,7 +31,11 @@ def convert(options: Options) -> int:
         _fit(data, source),
         target=options.target,
         batch=options.batch,
+        shapes=dict(options.shapes) or None,
         layers=dict(options.layers) or None,
+        sparse=options.sparse,
+        custom_ops=options.custom_ops,
+        max_samples=options.max_samples,
         min_runtime=options.min_runtime,
         max_bytes=options.max_bytes,
         verbose=options.verbose,
@@ -76,11 +80,16 @@ def best(options: Options) -> int:
 def verify(options: Options) -> int:
     """A file beside its source: exit code 1 if it does not pass."""
     data = read_npz(options.data)
+    from tflite_export.proof.file_source import file_source
     from tflite_export.proof.verification import verify as run
     from tflite_export.runtime.model import TFLiteModel
 
     file = TFLiteModel.load(options.tflite)
-    source = _source(options.model, False)
+    source: Any = file_source(options.model)
+    if source is not None and _has_processing(options):
+        raise ValueError("--rescale, --uint8-input and --append go with a model, not with a .tflite file.")
+    if source is None:
+        source = _processed(_source(options.model, False), options)
     result = run(source, file, _fit(data, source), options.tolerance, layers=options.layers)
     if options.save:
         result.save(options.tflite)
@@ -209,6 +218,25 @@ def _source(path: str, verbose: bool) -> Any:
 
     with silenced(verbose):
         return resolve(path)
+
+
+def _has_processing(options: Options) -> bool:
+    return options.rescale is not None or options.uint8_input or bool(options.steps)
+
+
+def _processed(source: Any, options: Options) -> Any:
+    """The source with what is to be folded in."""
+    if not _has_processing(options):
+        return source
+    from tflite_export.sources.processing import fold_processing
+
+    return fold_processing(
+        source,
+        rescale=options.rescale,
+        uint8_input=options.uint8_input,
+        output=options.steps or None,
+        k=options.k,
+    )
 
 
 def _file_to_write(path: str) -> Path:

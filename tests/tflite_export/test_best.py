@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tflite_export
+from tflite_export.conversion import lowering
 from tflite_export.proof.best import _chosen, by_added_error
 from tflite_export.proof.comparison import compare
 from tflite_export.proof.divergence import LayerError
@@ -49,6 +50,16 @@ def test_layers_go_back_to_float_until_it_holds(wild, capsys):
     assert printed[1].startswith("int8: 0.")
     assert printed[1].endswith("drops too far")
     assert any(line.startswith("  -> int8 with") and line.endswith("holds") for line in str(best).splitlines())
+
+
+def test_ranges_are_learned_once_a_precision(wild, monkeypatch):
+    learned, real = [], lowering.calibrated
+    monkeypatch.setattr(lowering, "calibrated", lambda job, folder: learned.append(1) or real(job, folder))
+    best = tflite_export.convert_best(wild, X, agreement(wild), precisions=["int8"], max_drop=0.05, prefer="size")
+    assert len(best.steps) > 2
+    assert len(learned) == 1
+    layers = dict.fromkeys(best.chosen.float_layers, "float32")
+    assert best.file.content == tflite_export.convert(wild, "int8", X, layers=layers).content
 
 
 def test_the_float_file_if_nothing_else_holds(wild):

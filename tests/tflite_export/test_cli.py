@@ -255,3 +255,49 @@ def test_target_and_delegates(small, capfd, tmp_path):
     assert [verdict["name"] for verdict in json.loads(said)["verdicts"]] == ["gpu", "micro"]
     code, _, err = _run(capfd, "delegates", small / "m.tflite", "--name", "npu")
     assert (code, "No delegate 'npu'" in err) == (2, True)
+
+
+def test_verify_between_two_files_loads_no_tensorflow(small, capfd):
+    script = (
+        "import sys; from tflite_export.cli import main; code = main(sys.argv[1:]); "
+        "print(sorted({'tensorflow', 'keras', 'tf_keras'} & set(sys.modules))); sys.exit(code)"
+    )
+    arguments = ["verify", small / "m.tflite", small / "half.tflite", "--data", small / "x.npz", "--layers"]
+    run = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("passed: rmse ")
+    assert run.stdout.splitlines()[-1] == "[]"
+    code, _, err = _run(capfd, *arguments, "--append", "softmax")
+    assert (code, "go with a model, not with a .tflite file" in err) == (2, True)
+
+
+def test_processing_inside_the_file(small, capfd, tmp_path):
+    out = tmp_path / "m.tflite"
+    around = ("--rescale", "0.5,1", "--append", "softmax", "--append", "top_k", "-k", "2")
+    code, said, _ = _run(capfd, "convert", small / "m.keras", "--precision", "float32", "-o", out, *around)
+    assert code == 0
+    assert [info.shape for info in tflite_export.TFLiteModel.load(out).outputs] == [(1, 2), (1, 2)]
+    code, said, _ = _run(capfd, "verify", small / "m.keras", out, "--data", small / "x.npz", *around)
+    assert (code, said[:6]) == (0, "passed")
+    with pytest.raises(SystemExit):
+        main(["convert", "m.keras", "-o", "m.tflite", "--rescale", "0.5"])
+    assert "expected SCALE,OFFSET" in capfd.readouterr().err
+
+
+def test_open_shapes_sparse_and_custom_operations(tmp_path, capfd):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    convolution = keras.layers.Conv2D(8, 3, name="c")
+    model = keras.Sequential([keras.Input((None, None, 3), name="image"), convolution])
+    model.save(tmp_path / "m.keras")
+    convert = ("convert", tmp_path / "m.keras", "--precision", "float32", "-o", tmp_path / "m.tflite")
+    code, _, err = _run(capfd, *convert)
+    assert (code, "shapes={'image'" in err) == (2, True)
+    code, said, _ = _run(capfd, *convert, "--shape", "image=8,9,3")
+    assert (code, "image: float32 (1, 8, 9, 3)" in said) == (0, True)
+    code, _, err = _run(capfd, *convert, "--shape", "image=8,9,3", "--sparse", "--custom-op", "FlexErf")
+    assert (code, "too few zeros" in err) == (1, True)
+    with pytest.raises(SystemExit):
+        main([*map(str, convert), "--shape", "image=8,9,c"])
+    assert "expected NAME=N,N,..., e.g. image=224,224,3" in capfd.readouterr().err

@@ -157,3 +157,17 @@ def test_a_file_calibrated_on_another_scale_does_not_pass(scale):
 def test_a_nan_in_the_place_of_the_largest_class_is_no_agreement():
     reference, candidate = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.0, np.nan], [1.0, 0.0]])
     assert metrics.top_agreement(reference, candidate, 1) == 0.5
+
+
+def test_a_file_as_the_source(convnet, dense, images):
+    whole = tflite_export.convert(convnet, "float32")
+    small = tflite_export.convert(convnet, "int8_float_io", images)
+    by_file = tflite_export.verify(whole, small, images, layers=True)
+    by_model = tflite_export.verify(convnet, small, images, layers=True)
+    assert by_file.passed
+    assert by_file.rmse == pytest.approx(by_model.rmse, rel=1e-3)
+    assert [layer.op for layer in by_file.layers] == [layer.op for layer in by_model.layers]
+    assert tflite_export.verify(whole.content, whole, images).max_abs_error == 0
+    assert not tflite_export.verify(small, whole, images, 1e-4).passed
+    with pytest.raises(ValueError, match=r"the float32 file has the outputs .*the file"):
+        tflite_export.verify(whole, tflite_export.convert(dense, "float32"), images)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tflite_export import metrics
 from tflite_export.conversion.reference import float_file
+from tflite_export.proof.file_source import FileSource
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.runtime.runner import Runner
 from tflite_export.sources.protocol import Source
@@ -53,7 +54,7 @@ def layer_errors(
     """
     sample = {name: array[:SAMPLES] for name, array in arrays.items()}
     given = {names[name]: array for name, array in sample.items()}
-    reference = float_file(source, file)
+    reference = source.file.content if isinstance(source, FileSource) else float_file(source, file)
     ours, theirs = _computed(file.content), _computed(reference)
     shared = [name for name in ours if name in theirs]
     found = Runner(file.content, kernels="builtin", keep_all=True).inside(given, (ours[name] for name in shared))

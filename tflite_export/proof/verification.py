@@ -13,6 +13,7 @@ from tflite_export import precisions
 from tflite_export.errors import ConversionError
 from tflite_export.files import write_atomic
 from tflite_export.proof.divergence import LayerError, first_beyond, layer_errors
+from tflite_export.proof.file_source import file_source
 from tflite_export.proof.outputs import Accepted, OutputCheck, check_output
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.runtime.runner import Runner
@@ -110,7 +111,8 @@ def verify(
     the first layer that differs is looked for.
 
     Args:
-        source: As in `convert`.
+        source: As in `convert`; or another `.tflite` file, e.g. the float32 one (path, bytes, `TFLiteModel`), for which
+            TensorFlow is not loaded.
         tflite: `TFLiteModel`, path, or bytes.
         data: As `representative_data` in `convert`; all of it is used.
         tolerance: Float > 0, or None for the precision's: 2e-5 for float32, 0.002 for float16, 0.04 for the others.
@@ -130,8 +132,10 @@ def verify(
     if tolerance is not None and not (isinstance(tolerance, float | int) and 0 < tolerance < float("inf")):
         raise ValueError(f"`tolerance` must be a number > 0; got {tolerance!r}.")
     file = TFLiteModel.load(tflite)
-    with silenced():
-        resolved = resolve(source)
+    resolved: Source | None = file_source(source)
+    if resolved is None:
+        with silenced():
+            resolved = resolve(source)
     arrays = samples.read(resolved.inputs, data, what="data")
     pairs = _pair(resolved, file)
     given = {pairs[name]: array for name, array in arrays.items()}
