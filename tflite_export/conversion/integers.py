@@ -10,6 +10,7 @@ from tflite_export.conversion.job import Job
 from tflite_export.conversion.mixed import check_found, of_layers
 from tflite_export.silence import silenced
 from tflite_export.tflite import flatbuffer, records
+from tflite_export.tflite.negation import without_negations
 
 _ATTEMPTS = 4
 
@@ -36,7 +37,7 @@ def calibrated(job: Job, folder: str) -> bytes:
         raise feed.error
     if failure is not None:
         raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
-    return content
+    return without_negations(content)
 
 
 def quantized(job: Job, content: bytes) -> tuple[bytes, frozenset[str]]:

@@ -1,5 +1,6 @@
 """Reads a `.tflite` file without TensorFlow, and puts its inputs and outputs in order."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,8 +83,7 @@ def operator_name(model: Any, operator: Any) -> tuple[str, bool]:
     if code.CustomCode() is not None:
         return code.CustomCode().decode(), True
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-    return names.get(number, f"BUILTIN_{number}"), False
+    return _names_of(schema.BuiltinOperator).get(number, f"BUILTIN_{number}"), False
 
 
 def versions(content: bytes) -> list[tuple[str, int]]:
@@ -129,8 +129,13 @@ def dtype_name(number: int) -> str:
     """NumPy's name of a tensor type, e.g. `"int8"`."""
     from ai_edge_litert import schema_py_generated as schema
 
-    names = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
-    return names.get(number, f"type{number}").lower()
+    return _names_of(schema.TensorType).get(number, f"type{number}").lower()
+
+
+@functools.cache
+def _names_of(kinds: type) -> dict[int, str]:
+    """Number -> name in an enumeration of the schema."""
+    return {value: name for name, value in vars(kinds).items() if not name.startswith("_")}
 
 
 def _list(values: Any) -> np.ndarray:

@@ -103,6 +103,15 @@ class FileObjects:
         """Takes an operation out."""
         del self.operators[next(i for i, one in enumerate(self.operators) if one is operator)]
 
+    def become_multiplication(self, operator: Any, factor: int) -> None:
+        """Makes an operation with one input the product of that input and another tensor."""
+        operator.opcodeIndex = self._code("MUL")
+        operator.builtinOptionsType, operator.builtinOptions = (
+            self._schema.BuiltinOptions.MulOptions,
+            self._schema.MulOptionsT(),
+        )
+        operator.inputs = np.array([int(operator.inputs[0]), factor], np.int32)
+
     def set_step(self, number: int, step: float) -> None:
         """Gives a tensor this step, and the zero point 0."""
         self._set_grid(self.graph.tensors[number], np.array([step], np.float32), 0)
