@@ -38,7 +38,11 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+_SLOW = ("eager", "steps_per_execution", "static_loss_scale")
+_MARKED = [pytest.param(one, marks=[pytest.mark.slow] * (one in _SLOW)) for one in SETTINGS]
+
+
+@pytest.mark.parametrize("setting", _MARKED)
 def test_constraint_acts_in_a_model_that_was_fit_before_and_goes_without_a_trace(setting):
     optimizer_args, compile_args, dtype = SETTINGS[setting]
     model, kernel = make_model(keras.optimizers.Adam(0.01, **optimizer_args), dtype, **compile_args)
@@ -141,7 +145,7 @@ def numpy_gradient(kernel, bias, rows):
     return X[rows].T @ error * 2 / error.size
 
 
-@pytest.mark.parametrize("setting", [s for s in SETTINGS if s != "mixed_float16"])
+@pytest.mark.parametrize("setting", [s for s in _MARKED if s.values != ("mixed_float16",)])
 def test_accumulated_gradients_equal_numpy(setting):
     optimizer_args, compile_args, dtype = SETTINGS[setting]
     # A learning rate of zero keeps the weights, so that every batch has a gradient NumPy can compute.

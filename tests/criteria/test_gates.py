@@ -35,15 +35,21 @@ def planted(x, y):
     return model
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """(model, x, y); the tests leave the model as it is."""
+    x, y = task()
+    return planted(x, y), x, y
+
+
 def gates_of(model, data, **arguments):
     views = [view for view in find_kernels(model)[0] if view.name == "hidden"]
     (score,) = Gates(**arguments).scores(model, views, data)
     return score.sum(0)
 
 
-def test_gates_of_channels_that_harm_close_first():
-    x, y = task()
-    model = planted(x, y)
+def test_gates_of_channels_that_harm_close_first(shared):
+    model, x, y = shared
     gates = gates_of(model, (x, y))
     assert set(np.argsort(gates)[:2]) == {0, 1}
     assert gates[:2].max() < gates[2:].min() - 0.1
@@ -72,18 +78,16 @@ def test_the_steps_are_those_of_adam_on_exp_of_beta_over_n():
     np.testing.assert_allclose(found, np.exp(beta) / 6, rtol=2e-4)
 
 
-def test_without_steps_to_speak_of_all_gates_are_open_and_the_model_stays():
-    x, y = task()
-    model = planted(x, y)
+def test_without_steps_to_speak_of_all_gates_are_open_and_the_model_stays(shared):
+    model, x, y = shared
     before = model.get_weights()
     np.testing.assert_allclose(gates_of(model, (x, y), learning_rate=1e-9), np.ones(6), rtol=1e-5)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_penalty_closes_what_the_loss_does_not_hold_open():
-    x, y = task()
-    model = planted(x, y)
+def test_a_penalty_closes_what_the_loss_does_not_hold_open(shared):
+    model, x, y = shared
     assert gates_of(model, (x, y), penalty=2.0).mean() < gates_of(model, (x, y), penalty=0.0).mean()
 
 

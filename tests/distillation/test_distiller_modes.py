@@ -5,15 +5,19 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from distillation_oracles import data, hard_loss, hinton, mlp
 from keras import layers
 
 from kdopt.distillation.distiller import Distiller
+from kdopt.distillation.functions import FunctionLoss
 from kdopt.distillation.losses.logits import SoftTargets
+from kdopt.distillation.reduction import reduced
 
 
 def train(optimizer=None, epochs=3, **compile_options):
@@ -31,7 +35,9 @@ def eager():
     return train(run_eagerly=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"jit_compile": True}, pytest.param({"steps_per_execution": 4}, marks=pytest.mark.slow)], ids=str
+)
 def test_every_mode_trains_the_same_weights_and_logs(eager, options):
     history, weights = train(**options)
     for key, values in eager[0].items():
@@ -71,7 +77,7 @@ def test_accumulated_gradients_equal_the_large_batch():
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("ends", ["softmax", None, "sigmoid"])
+@pytest.mark.parametrize("ends", ["softmax", None, pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_mixed_float16_computes_the_losses_in_float32(ends):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -137,6 +143,20 @@ DISTRIBUTED = """
 """
 
 
+def test_replicas_share_the_loss(monkeypatch):
+    """Each of n replicas adds its part of the mean; that they train as one is in the slow tests."""
+    values = np.array([1.0, 2.0, 6.0], "float32")
+    scalar = FunctionLoss(lambda teacher, student: tf.reduce_mean(student))
+
+    def both():
+        return [float(reduced(values)), float(scalar.value(values, values, None))]
+
+    alone = both()
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: SimpleNamespace(num_replicas_in_sync=2))
+    assert both() == pytest.approx([a / 2 for a in alone])
+
+
+@pytest.mark.slow
 def test_two_replicas_train_as_one():
     command = [sys.executable, "-c", textwrap.dedent(DISTRIBUTED), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -18,19 +18,19 @@ class Kill(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def made(teacher):
+def made(teacher, **options):
     keras.utils.set_random_seed(9)
     given = [Hint(1), AdversarialFeature(1, optimizer=keras.optimizers.Adam(0.01)), CRD(1, dimensions=4, bank=32)]
     student = mlp(1, width=4)
     teachers = {"model": lambda: mlp(2), "average": lambda: MeanTeacher(0.5)}
     distiller = Distiller(student=student, teacher=teachers[teacher](), distillation_losses=given)
-    distiller.compile(keras.optimizers.Adam(0.01), loss=hard_loss())
+    distiller.compile(keras.optimizers.Adam(0.01), loss=hard_loss(), **options)
     return distiller
 
 
 def fit(distiller, *callbacks):
-    x, y = data(32)
-    distiller.fit(x, y, batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=list(callbacks))
+    x, y = data(16)
+    distiller.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0, callbacks=list(callbacks))
 
 
 def state(distiller):
@@ -39,14 +39,17 @@ def state(distiller):
     return [np.array(variable) for variable in (*distiller.variables, *extras, *averages)]
 
 
-@pytest.mark.parametrize("teacher", ["model", pytest.param("average", marks=pytest.mark.slow)])
-def test_a_killed_fit_goes_on_as_it_was(tmp_path, teacher):
-    whole = made(teacher)
+COMPILED = [pytest.param(teacher, {}, marks=pytest.mark.slow) for teacher in ("model", "average")]
+
+
+@pytest.mark.parametrize(("teacher", "options"), [("model", {"run_eagerly": True}), *COMPILED])
+def test_a_killed_fit_goes_on_as_it_was(tmp_path, teacher, options):
+    whole = made(teacher, **options)
     fit(whole)
-    killed = made(teacher)
+    killed = made(teacher, **options)
     with pytest.raises(KeyboardInterrupt):
         fit(killed, keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False), Kill())
-    again = made(teacher)
+    again = made(teacher, **options)
     fit(again, keras.callbacks.BackupAndRestore(tmp_path))
     assert not np.allclose(state(killed)[0], state(whole)[0])
     for ours, expected in zip(state(again), state(whole), strict=True):

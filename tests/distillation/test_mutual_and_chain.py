@@ -23,7 +23,7 @@ def linear(seed):
 def test_the_loss_of_each_student_is_its_own_and_the_mean_over_its_peers():
     students = [mlp(seed) for seed in (1, 2, 3)]
     cohort = MutualLearning(students=students, student_loss_weight=0.3)
-    cohort.compile("sgd", loss=hard_loss(), metrics=["accuracy"])
+    cohort.compile("sgd", loss=hard_loss(), metrics=["accuracy"], run_eagerly=True)  # one batch
     x, y = data()
     logs = cohort.evaluate(x, y, verbose=0, return_dict=True)
     z = [np.asarray(student(x)) for student in students]
@@ -57,7 +57,7 @@ def test_features_of_peers_and_a_saved_cohort(tmp_path):
     cohort = MutualLearning(
         students=[mlp(1, width=4), mlp(2, width=8)], distillation_losses=[SoftTargets(1.0), Hint(1)]
     )
-    cohort.compile("adam", loss=hard_loss(), metrics=["accuracy"])
+    cohort.compile("adam", loss=hard_loss(), metrics=["accuracy"], run_eagerly=True)
     x, y = data(32)
     history = cohort.fit(x, y, epochs=3, verbose=0).history
     assert history["student_0/hint_loss"][-1] < history["student_0/hint_loss"][0]
@@ -77,7 +77,7 @@ def test_each_peer_shows_the_layers_that_the_others_learn_from():
 
     students = [student(seed) for seed in (1, 2, 3)]
     cohort = MutualLearning(students=students, distillation_losses=Hint("low", "high"), student_loss_weight=0.0)
-    cohort.compile("sgd")
+    cohort.compile("sgd", run_eagerly=True)
     x, _ = data()
     logs = cohort.evaluate(x, verbose=0, return_dict=True)
     lows = [np.asarray(one.layers[0](x)) for one in students]
@@ -95,7 +95,8 @@ def test_weights_of_losses_and_weighted_metrics_reach_the_students():
 
     students = [student(1), student(2)]
     cohort = MutualLearning(students=students, student_loss_weight=1.0)
-    cohort.compile("sgd", [hard_loss(), hard_loss()], loss_weights=[3.0, 0.5], weighted_metrics=[["accuracy"], []])
+    weighted = {"loss_weights": [3.0, 0.5], "weighted_metrics": [["accuracy"], []]}
+    cohort.compile("sgd", [hard_loss(), hard_loss()], **weighted, run_eagerly=True)
     x, y = data()
     weights = np.linspace(0, 1, 16)
     found = cohort.evaluate(x, [y, y], sample_weight=[weights, weights], verbose=0, return_dict=True)
@@ -160,7 +161,7 @@ def test_one_student_is_no_cohort():
 
 
 def fit(distiller):
-    distiller.compile(keras.optimizers.SGD(0.1), loss=hard_loss())
+    distiller.compile(keras.optimizers.SGD(0.1), loss=hard_loss(), run_eagerly=True)
     distiller.fit(*data(), batch_size=16, shuffle=False, verbose=0)
 
 

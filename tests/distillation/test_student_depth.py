@@ -55,6 +55,7 @@ def test_mobilenet_v2_without_its_deepest_blocks():
     assert teacher.count_params() - student.count_params() == block[32] + 2 * block[64] + block[96] + block[160]
 
 
+@pytest.mark.slow
 def test_narrower_and_shallower():
     teacher = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=7)
     student = make_student(teacher, 0.5, 10 / 15)
@@ -126,6 +127,18 @@ def test_a_transformer_of_fewer_layers(post):
     assert [layer.name for layer in student.layers if layer.weights] == [
         layer.name for layer in expected.layers if layer.weights
     ]
+
+
+def test_a_transformer_narrower_and_shallower():
+    teacher = transformer(4)
+    student = make_student(teacher, 0.5, 0.5)
+    assert [layer.name for layer in student.layers if layer.name.startswith("attend_add")] == [
+        "attend_add0",
+        "attend_add1",
+    ]
+    assert (student.get_layer("wide0").units, student.get_layer("narrow1").units) == (16, 8)
+    tokens = np.random.default_rng(0).integers(0, 20, (5, 6))
+    np.testing.assert_array_equal(student(tokens), make_student(teacher, 0.5, 0.5)(tokens))
 
 
 def test_a_plain_net_without_some_of_its_layers():

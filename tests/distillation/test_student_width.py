@@ -140,7 +140,7 @@ def test_channels_that_layers_share_are_judged_by_all_kernels_that_make_them():
     np.testing.assert_array_equal(student.get_layer("stem").kernel[0, 0, 0], np.float32([0.01] * 4 + [1] * 4))
 
 
-@pytest.mark.parametrize("make", [resnet, mobilenet, transformer, lambda: mlp(0)])
+@pytest.mark.parametrize("make", [resnet, pytest.param(mobilenet, marks=pytest.mark.slow), transformer, lambda: mlp(0)])
 def test_a_student_of_full_width_and_depth_is_the_teacher(make):
     teacher = make()
     rng = np.random.default_rng(1)

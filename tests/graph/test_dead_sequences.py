@@ -1,5 +1,7 @@
 """Recurrent units, attention heads, embeddings and layers on each step that are constant go without loss."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -43,9 +45,13 @@ def silent(layer, unit=0):
         variable.assign(value)
 
 
-@pytest.mark.parametrize("kind", [L.SimpleRNN, L.LSTM, L.GRU])
-@pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("sequences", [False, True])
+SILENT = list(itertools.product((False, True), (False, True), (L.SimpleRNN, L.LSTM, L.GRU)))
+FAST = [(False, False, L.SimpleRNN), (True, True, L.LSTM), (False, True, L.GRU)]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "both", "kind"), [pytest.param(*one, marks=[pytest.mark.slow] * (one not in FAST)) for one in SILENT]
+)
 def test_a_unit_without_a_new_state_is_dead(kind, both, sequences):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((7, 4))

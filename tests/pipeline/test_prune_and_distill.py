@@ -241,15 +241,23 @@ def test_scores_of_data_leave_zeros_the_first_to_go():
     assert np.array_equal(found[0] == 0, plain.layers[0].kernel.numpy() == 0)
 
 
-@pytest.mark.parametrize("other", [{"epochs": 2}, {"layers": ["a"]}, {"batch_size": 4}, {"optimizer": "sgd"}], ids=str)
-def test_a_folder_of_another_recipe_is_refused(other, tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with all its rounds: what it was made of, and how."""
     x, y = np.ones((16, 4), "float32"), np.zeros(16, "int32")
     net = [keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2, name="b")]
     student, teacher = keras.Sequential(net), keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    arguments = {"sparsity": 0.5, "loss": LOSS, "rounds": 1, "epochs": 1, "folder": tmp_path, "progress": False}
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = {"sparsity": 0.5, "loss": LOSS, "rounds": 1, "epochs": 1, "folder": folder, "progress": False}
     prune_and_distill(student, teacher, (x, y), **arguments)
+    return (student, teacher, (x, y)), arguments
+
+
+@pytest.mark.parametrize("other", [{"epochs": 2}, {"layers": ["a"]}, {"batch_size": 4}, {"optimizer": "sgd"}], ids=str)
+def test_a_folder_of_another_recipe_is_refused(finished, other):
+    models_and_data, arguments = finished
     with pytest.raises(ValueError, match="was made with something else"):
-        prune_and_distill(student, teacher, (x, y), **{**arguments, **other})
+        prune_and_distill(*models_and_data, **{**arguments, **other})
 
 
 def test_an_allocation_with_its_own_numbers_is_refused(tmp_path):

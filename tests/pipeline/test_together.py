@@ -25,7 +25,7 @@ def net(width, name):
     return keras.Model(inputs, head(layers.GlobalAveragePooling2D()(x)), name=name)
 
 
-@pytest.mark.parametrize("engine", ["native", "tfmot"])
+@pytest.mark.parametrize("engine", ["native", pytest.param("tfmot", marks=pytest.mark.slow)])
 def test_one_fit_learns_from_inner_layers_of_a_quantized_student(engine):
     """The tapped tensor is what the QAT model computes there: rounded, between the layers around it."""
     teacher, student = net(8, "teacher"), net(4, "student")
@@ -46,7 +46,7 @@ def test_one_fit_learns_from_inner_layers_of_a_quantized_student(engine):
     assert convert(qat, "int8").calibrated == ()
 
 
-@pytest.mark.parametrize("engine", ["native", "tfmot"])
+@pytest.mark.parametrize("engine", [pytest.param("native", marks=pytest.mark.slow), "tfmot"])
 def test_a_quantized_student_with_inner_losses_is_saved_and_needs_no_calibration(engine, tmp_path):
     qat = quantize_aware(net(4, "student"), engine=engine)
     distiller = Distiller(student=qat, teacher=net(8, "teacher"), distillation_losses=losses.Hint("body"))

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import keras
@@ -23,9 +24,9 @@ SETTINGS = {
 }
 
 
-CASES = [(setting, True) for setting in SETTINGS if setting != "jit_compile"]
-CASES += [("plain", False)]
-CASES += [pytest.param("jit_compile", trained, marks=pytest.mark.slow) for trained in (False, True)]
+CASES = [("plain", True), ("ema", True)]
+LONG = [("eager", True), ("plain", False), ("jit_compile", False), ("jit_compile", True)]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in LONG]
 
 
 @pytest.mark.parametrize(("setting", "trained"), CASES)
@@ -156,6 +157,20 @@ def test_subclassed_model_and_unknown_layer():
     assert np.count_nonzero(model.stem.kernel.numpy()) == 36
 
 
+def test_what_is_saved_names_no_class_of_ours(tmp_path):
+    model = make_model(run_eagerly=True)
+    saving = keras.callbacks.ModelCheckpoint(str(tmp_path / "during.keras"))
+    model.fit(X, Y, batch_size=32, verbose=0, callbacks=[GradualPruning(Constant(0.5)), saving])
+    model.save(tmp_path / "after.keras")
+    for name in ("during.keras", "after.keras"):
+        with zipfile.ZipFile(tmp_path / name) as file:
+            assert b"kdopt" not in file.read("config.json")
+        kernel = keras.models.load_model(tmp_path / name).get_layer("conv").kernel
+        assert kernel.constraint is None
+        assert np.count_nonzero(kernel.numpy()) == 36
+
+
+@pytest.mark.slow
 def test_the_saved_model_loads_without_kdopt(tmp_path):
     model = make_model()
     path = tmp_path / "m.keras"

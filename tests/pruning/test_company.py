@@ -12,6 +12,11 @@ Y = X[:, :2]
 SIZE = 6 * 8
 
 
+# Our place in the list; the other one is in the slow suite.
+BEFORE = [pytest.param(True, id="before"), pytest.param(False, id="after", marks=pytest.mark.slow)]
+AFTER = [pytest.param(True, id="before", marks=pytest.mark.slow), pytest.param(False, id="after")]
+
+
 class Worse(keras.callbacks.Callback):
     """A metric that is best in the first epoch, when the model is least sparse."""
 
@@ -42,7 +47,7 @@ def in_order(first, ours, others):
     return [Worse(), *([ours, *others] if first else [*others, ours])]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("first", BEFORE)
 def test_early_stopping_restores_the_best_epoch_of_the_final_sparsity(first):
     model = make_model()
     stopping = keras.callbacks.EarlyStopping("score", mode="max", patience=9, restore_best_weights=True)
@@ -51,7 +56,7 @@ def test_early_stopping_restores_the_best_epoch_of_the_final_sparsity(first):
     assert zeros(model) == 36
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("first", AFTER)
 def test_checkpoint_keeps_the_best_epoch_of_the_final_sparsity(first, tmp_path):
     path = str(tmp_path / "best.keras")
     checkpoint = keras.callbacks.ModelCheckpoint(path, "score", mode="max", save_best_only=True)
@@ -59,7 +64,7 @@ def test_checkpoint_keeps_the_best_epoch_of_the_final_sparsity(first, tmp_path):
     assert zeros(keras.models.load_model(path)) == 36
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("first", BEFORE)
 def test_stopping_before_the_final_sparsity_warns_and_keeps_the_zeros(first):
     model = make_model()
     stopping = keras.callbacks.EarlyStopping("score", mode="max", patience=1, restore_best_weights=True)
@@ -73,7 +78,7 @@ def test_stopping_before_the_final_sparsity_warns_and_keeps_the_zeros(first):
     assert zeros(model) == step_8
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("first", AFTER)
 def test_a_checkpoint_that_never_improves_again_warns(first, tmp_path):
     path = str(tmp_path / "best.keras")
     checkpoint = keras.callbacks.ModelCheckpoint(path, "score", mode="max", save_best_only=True)
@@ -88,7 +93,7 @@ def test_a_checkpoint_that_never_improves_again_warns(first, tmp_path):
     assert zeros(keras.models.load_model(path)) == 0
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("first", BEFORE)
 def test_any_callback_that_restores_dense_weights_is_caught(first):
     class Restore(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -103,7 +108,7 @@ def test_any_callback_that_restores_dense_weights_is_caught(first):
     assert zeros(model) == 36
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("first", BEFORE)
 def test_averaged_weights_are_masked(first, tmp_path):
     path = str(tmp_path / "{epoch}.keras")
     model = make_model()

@@ -13,6 +13,7 @@ from kdopt.pruning import GradualPruning
 from kdopt.schedules import Constant, Epochs, MultiStep, OneShot, Polynomial
 
 
+@pytest.mark.slow
 def test_a_schedule_in_epochs():
     model = make_model()
     watch = Watch()
@@ -93,7 +94,13 @@ def test_bad_combinations():
         fit(model, GradualPruning(Constant(0.5)))
 
 
-@pytest.mark.parametrize("name", [name for name in CRITERIA.names() if CRITERIA.get(name).needs != "data"])
+NO_DATA = [name for name in CRITERIA.names() if CRITERIA.get(name).needs != "data"]
+FAST = ("taylor", "movement", "bn_scale")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in NO_DATA]
+)
 def test_every_criterion_that_needs_no_data_prunes_exactly(name):
     model = make_model()
     fit(model, GradualPruning(Polynomial(0.5, end_step=6, frequency=3), name, layers=["conv"]), epochs=1)

@@ -87,7 +87,10 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+_SLOW = ("channel", "cyclic", "set")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW)) for name in CALLBACKS])
 def test_the_loop_ends_with_the_weights_of_fit(name):
     pruning = CALLBACKS[name]()
     looped = by_loop(pruning, momentum())

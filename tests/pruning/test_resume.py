@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +93,8 @@ def check_log(folder):
     return restarts
 
 
-@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["before", "after"])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 def test_killed_and_restarted(first, tmp_path):
     out = run_with_kills(tmp_path, first, kills=1, rng=np.random.default_rng(int(first)))
     check_log(tmp_path)
@@ -135,6 +137,20 @@ def make_run(folder, schedule=SCHEDULE, epochs=4, stop_at=None, layers=None):
     return model
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """epoch -> folder of a run that was stopped there; made once."""
+    made = {}
+
+    def folder_of(epoch, to):
+        if epoch not in made:
+            made[epoch] = tmp_path_factory.mktemp("stopped") / "run"
+            make_run(made[epoch], stop_at=epoch)
+        shutil.copytree(made[epoch], to, dirs_exist_ok=True)
+
+    return folder_of
+
+
 def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path):
     short = Polynomial(0.8, begin_step=3, end_step=20, frequency=4)
     undisturbed = make_run(tmp_path / "a", short)
@@ -169,28 +185,28 @@ def test_masks_are_on_disk_before_the_weights_have_their_zeros(tmp_path, monkeyp
     assert np.all(seen[-1].get_layer("a").kernel.numpy() != 0)
 
 
-def test_missing_masks_are_refused(tmp_path):
-    make_run(tmp_path, stop_at=2)
+def test_missing_masks_are_refused(stopped, tmp_path):
+    stopped(2, tmp_path)
     for file in tmp_path.glob("kdopt-*"):
         file.unlink()
     with pytest.raises(RuntimeError, match=r"weights restored from .* \(at update 12\) have no masks there.*Delete"):
         make_run(tmp_path)
 
 
-def test_another_schedule_is_refused(tmp_path):
-    make_run(tmp_path, stop_at=2)
+def test_another_schedule_is_refused(stopped, tmp_path):
+    stopped(2, tmp_path)
     with pytest.raises(RuntimeError, match=r"the backup was made with schedule=.*'final_sparsity': 0.8.*0.5.*Delete"):
         make_run(tmp_path, Polynomial(0.5, begin_step=3, end_step=40, frequency=4))
 
 
-def test_other_kernels_are_refused(tmp_path):
-    make_run(tmp_path, stop_at=2)
+def test_other_kernels_are_refused(stopped, tmp_path):
+    stopped(2, tmp_path)
     with pytest.raises(RuntimeError, match="have no masks there: they come from a run with other kernels"):
         make_run(tmp_path, layers=["a"])
 
 
-def test_masks_of_other_weights_are_refused(tmp_path):
-    make_run(tmp_path, stop_at=2)
+def test_masks_of_other_weights_are_refused(stopped, tmp_path):
+    stopped(2, tmp_path)
     (name,) = {path.name.rsplit("-", 1)[0].removeprefix("kdopt-") for path in tmp_path.glob("kdopt-*")}
     sidecar = Sidecar(tmp_path, name)
     for step in sidecar.steps():
@@ -202,8 +218,8 @@ def test_masks_of_other_weights_are_refused(tmp_path):
         make_run(tmp_path)
 
 
-def test_masks_without_weights_are_of_a_dead_run_and_go(tmp_path):
-    make_run(tmp_path, stop_at=2)
+def test_masks_without_weights_are_of_a_dead_run_and_go(stopped, tmp_path):
+    stopped(2, tmp_path)
     for file in [*tmp_path.glob("latest*"), *tmp_path.glob("training_metadata*")]:
         os.remove(file)
     model = make_run(tmp_path, Polynomial(0.5, end_step=20, frequency=4))
@@ -232,22 +248,21 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:700])
 
 
-def test_a_first_backup_cut_off_by_a_kill_is_no_backup(tmp_path):
-    short = Polynomial(0.8, begin_step=3, end_step=20, frequency=4)
-    make_run(tmp_path, short, stop_at=1)
+def test_a_first_backup_cut_off_by_a_kill_is_no_backup(stopped, tmp_path):
+    stopped(1, tmp_path)
     damage(tmp_path / "latest.weights.h5")
     os.remove(tmp_path / "training_metadata.json")
-    model = make_run(tmp_path, short)
+    model = make_run(tmp_path, Polynomial(0.8, begin_step=3, end_step=20, frequency=4))
     assert np.mean(model.get_layer("a").kernel.numpy() == 0) == pytest.approx(0.8, abs=1e-3)
     assert int(model.optimizer.iterations) == 24
 
 
-def test_a_damaged_backup_falls_back_on_the_one_before_or_is_refused(tmp_path):
-    make_run(tmp_path / "two", stop_at=2)
+def test_a_damaged_backup_falls_back_on_the_one_before_or_is_refused(stopped, tmp_path):
+    stopped(2, tmp_path / "two")
     damage(tmp_path / "two" / "latest.weights.h5")
     model = make_run(tmp_path / "two", epochs=9)
     assert int(model.optimizer.iterations) == 54
-    make_run(tmp_path / "one", stop_at=1)
+    stopped(1, tmp_path / "one")
     damage(tmp_path / "one" / "latest.weights.h5")
     with pytest.raises(RuntimeError, match="is damaged and there is none before it.*Delete.*double_checkpoint=True"):
         make_run(tmp_path / "one")

@@ -289,9 +289,9 @@ def test_the_allocation_prunes_each_kernel_so_far(trained):
 
 
 def test_the_progress_bar_counts_measurements(trained, capsys):
-    sensitivity(trained, (X, Y), sparsities=(0.5, 0.9))
-    assert "4/4" in capsys.readouterr().out
-    sensitivity(trained, (X, Y), sparsities=(0.5, 0.9), progress=False)
+    sensitivity(trained, (X, Y), sparsities=(0.5,))
+    assert "2/2" in capsys.readouterr().out
+    sensitivity(trained, (X, Y), sparsities=(0.5,), progress=False)
     assert capsys.readouterr().out == ""
 
 

@@ -58,7 +58,15 @@ def test_the_oracle_takes_weights_back():
 
 
 @pytest.mark.parametrize(
-    "modes", [{}, {"jit_compile": True}, {"steps_per_execution": 4}, {"run_eagerly": True}, {"strategy": True}], ids=str
+    "modes",
+    [
+        {},
+        {"jit_compile": True},
+        {"strategy": True},
+        pytest.param({"steps_per_execution": 4}, marks=pytest.mark.slow),
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_equals_dynamic_network_surgery(modes):
     if modes.pop("strategy", False):

@@ -76,7 +76,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+_SLOW = ("jit_compile", "averages")
+
+
+@pytest.mark.parametrize("setting", [pytest.param(one, marks=[pytest.mark.slow] * (one in _SLOW)) for one in SETTINGS])
 def test_zeros_follow_the_schedule_in_the_compiled_step(setting):
     make_optimizer, options, dtype = SETTINGS[setting]
     layer = layers.Dense(8, name="d", dtype=dtype)

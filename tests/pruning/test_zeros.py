@@ -88,7 +88,7 @@ SETTINGS = {
 }
 
 
-_SLOW = {"jit_compile", "accumulation"}
+_SLOW = {"jit_compile", "accumulation", "eager", "steps_per_execution"}
 
 
 @pytest.mark.parametrize(
@@ -197,19 +197,26 @@ def test_a_student_of_a_distiller_that_was_fit_before_is_told():
     assert_zero_where(kernels(student), zeros.masks.values())
 
 
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_quantize_aware_model_takes_the_masks_of_its_float_source():
+def test_a_quantize_aware_model_takes_the_masks_of_its_float_source(trained):
     model = compiled(make_model())
-    fit(model)
+    if trained:
+        fit(model)
+    else:
+        model.set_weights([weight + 0.1 for weight in model.get_weights()])
     sparse, _ = prune(model, 0.5)
     sparse, _ = prune(sparse, 0.5, "l2", "channel", layers=["conv"])
     masks = masks_of(sparse)
     qat = quantize_aware(sparse, calibration=X)
     assert list(masks_of(qat)) == PATHS
-    compiled(qat)
+    compiled(qat, run_eagerly=not trained)  # faster for two batches than to trace them
     with keep_zeros(qat, masks) as zeros:
         assert list(zeros.masks) == list(masks)
-        fit(qat)
+        if trained:
+            fit(qat)
+        else:
+            qat.fit(X, Y, batch_size=32, verbose=0)
     float_again = qat.strip()
     assert_zero_where(kernels(float_again), [masks[path] for path in PATHS])
     gone = ~masks["conv/bias"]

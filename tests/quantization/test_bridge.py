@@ -184,7 +184,7 @@ APPLICATIONS = {
     "ConvNeXtTiny": {},
     "NASNetMobile": {},
 }
-CHEAP = ("MobileNet", "MobileNetV2", "MobileNetV3Small")
+CHEAP = ("MobileNet", "MobileNetV3Small")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,10 @@ def grid(model, layer):
 
 
 # In `mixed` the inner tensors of rewritten and gated layers get their scales at export.
-@pytest.mark.parametrize(("build", "most", "mean"), [(plain, 2.5, 0.7), (folded, 3.5, 1.0), (mixed, 6.5, 2.0)])
+@pytest.mark.parametrize(
+    ("build", "most", "mean"),
+    [pytest.param(plain, 2.5, 0.7, marks=pytest.mark.slow), (folded, 3.5, 1.0), (mixed, 6.5, 2.0)],
+)
 def test_the_file_computes_what_was_trained(build, most, mean):
     model = trained(build)
     found = interpreter(tflite_export.convert(model, "int8").content)

@@ -1,5 +1,6 @@
 """The quantized model is a Keras 3 model: it trains, saves, strips and leaves the process as it was."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -150,7 +151,10 @@ def test_callbacks_are_keras_own(tmp_path):
     np.testing.assert_array_equal(other.predict(X, verbose=0), model.predict(X, verbose=0))
 
 
-@pytest.mark.parametrize("option", [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
+_STEPS = pytest.param({"steps_per_execution": 2}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("option", [{"jit_compile": True}, _STEPS, {"run_eagerly": True}])
 def test_compile_options(option):
     model = quantize_aware(small(), calibration=X)
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", **option)
@@ -191,6 +195,9 @@ def test_save_and_load(trained, tmp_path):
     sample = loaded.__tflite_source__()["calibration"]["image"]
     np.testing.assert_array_equal(sample, X)
     loaded.fit(X, Y, verbose=0)
+    # Keras 3 goes on as if nothing had happened; in a process of its own in the slow tests.
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
+    assert importlib.import_module("tensorflow").keras.Model is keras.Model
 
 
 _FRESH = """
@@ -220,6 +227,7 @@ def run_fresh(code, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_loads_in_a_fresh_process_and_keras_3_works_on(tmp_path):
     model = quantize_aware(
         keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.ReLU()]), calibration=X

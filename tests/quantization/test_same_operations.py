@@ -50,7 +50,7 @@ def operations(file):
     return Counter(op.name for op in records.ops(file.content))
 
 
-@pytest.mark.parametrize("build", [skips, pair, gate, halves])
+@pytest.mark.parametrize("build", [skips, gate, *(pytest.param(one, marks=pytest.mark.slow) for one in (pair, halves))])
 def test_no_operation_more(build):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 2), name="image")

@@ -56,7 +56,12 @@ def own_kernel(model, name):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "values"), [("prune_preserve", None), ("cluster_preserve", 16), ("prune_cluster_preserve", 16)]
+    ("scheme", "values"),
+    [
+        ("prune_preserve", None),
+        pytest.param("cluster_preserve", 16, marks=pytest.mark.slow),
+        ("prune_cluster_preserve", 16),
+    ],
 )
 def test_zeros_and_values_are_in_the_file(scheme, values, tmp_path):
     zeros = 0.6 if "prune" in scheme else 0.0
@@ -147,7 +152,7 @@ def test_pruned_kernels_are_rounded_as_tfmot_does():
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_float_model_has_the_means(jit_compile):
     source = prepared(keras.Sequential([keras.Input((12,)), layers.Dense(8, name="dense")]), values=5)
     x = RANDOM.normal(size=(32, 12)).astype("float32")

@@ -140,7 +140,12 @@ def constant(y_true, y_pred):
     return 0 * y_pred
 
 
-@pytest.mark.parametrize("setting", [*SETTINGS, "accumulation"])
+_SLOW = ("jit_compile", "steps_per_execution")
+
+
+@pytest.mark.parametrize(
+    "setting", [pytest.param(one, marks=[pytest.mark.slow] * (one in _SLOW)) for one in (*SETTINGS, "accumulation")]
+)
 def test_a_channel_shrinks_as_a_whole_once_for_each_update(setting):
     args = {"gradient_accumulation_steps": 2} if setting == "accumulation" else {}
     model = make_model(keras.optimizers.SGD(0.05, **args))
@@ -179,6 +184,7 @@ def test_a_channel_waits_for_the_last_optimizer():
     check_gradient_then_shrinking(model)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras")
 def test_several_optimizers_update_one_channel():
     """The last one to be updated does the step, whatever the order of the layers."""

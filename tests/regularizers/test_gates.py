@@ -68,7 +68,7 @@ def test_stochastic_in_training_and_deterministic_at_inference():
     np.testing.assert_array_equal(outputs[2], outputs[3])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_it_drops_useless_inputs_saves_loads_and_comes_off(dtype, tmp_path):
     x = RNG.normal(size=(256, 8)).astype("float32")
     y = (x[:, :2] @ [[1.0, -2.0], [2.0, 1.0]]).astype("float32")

@@ -1,5 +1,7 @@
 """What attacks on schemes and patched files found: each was silently wrong or crashed."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -45,7 +47,10 @@ def dense_net(after, **options):
     return keras.Model(inputs, L.Dense(3, name="last")(after(L.Dense(4, name="a", **options)(inputs))))
 
 
-@pytest.mark.parametrize("layers", [{"a": 4, "b": 4}, {"a": "float", "b": "float"}, {"b": "float"}, {"b": 4}])
+_SLOW = [pytest.param(layers, marks=pytest.mark.slow) for layers in ({"a": "float", "b": "float"}, {"b": 4})]
+
+
+@pytest.mark.parametrize("layers", [{"a": 4, "b": 4}, {"b": "float"}, *_SLOW])
 def test_equal_kernels_keep_their_own_biases_and_schemes(layers):
     keras.utils.set_random_seed(1)
     inputs, others = keras.Input((6,)), keras.Input((6,))
@@ -58,11 +63,24 @@ def test_equal_kernels_keep_their_own_biases_and_schemes(layers):
     assert max(beside(model, X, X[::-1])) < 1.01
 
 
-@pytest.mark.parametrize("layers", [None, {"a": 4}, {"a": "float"}])
-@pytest.mark.parametrize("after", [lambda x: x + 3.0, keras.activations.hard_sigmoid], ids=["number", "hard_sigmoid"])
-@pytest.mark.parametrize("options", [{"use_bias": False}, {}, {"bias_initializer": "random_normal"}], ids=str)
-def test_a_number_that_the_converter_adds_to_a_bias(layers, after, options):
-    model = quantize_aware(dense_net(after, **options), "native", layers=layers, calibration=X)
+AFTER = {"number": lambda x: x + 3.0, "hard_sigmoid": keras.activations.hard_sigmoid}
+BIASES = {"none": {"use_bias": False}, "zero": {}, "random": {"bias_initializer": "random_normal"}}
+WEIGHTS = {"8": None, "4": {"a": 4}, "float": {"a": "float"}}
+FAST = [
+    ("none", "number", "8"),
+    ("none", "hard_sigmoid", "4"),
+    ("zero", "number", "float"),
+    ("random", "hard_sigmoid", "8"),
+]
+BIASED = list(itertools.product(BIASES, AFTER, WEIGHTS))
+
+
+@pytest.mark.parametrize(
+    ("bias", "after", "weights"), [pytest.param(*one, marks=[pytest.mark.slow] * (one not in FAST)) for one in BIASED]
+)
+def test_a_number_that_the_converter_adds_to_a_bias(bias, after, weights):
+    options, layers = BIASES[bias], WEIGHTS[weights]
+    model = quantize_aware(dense_net(AFTER[after], **options), "native", layers=layers, calibration=X)
     assert max(beside(model, X)) < 1.01
 
 
@@ -78,7 +96,7 @@ def test_a_layer_of_a_nested_model_is_itself():
 def test_norms_alone_are_frozen_too():
     source = dense_net(lambda x: L.BatchNormalization(name="norm")(L.ReLU()(x)))
     model = quantize_aware(source, "native", calibration=X, freeze_batch_norm=0)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     before = np.array(model.net.get_layer("norm").moving_mean)
     model.fit(X, np.zeros((16, 3)), verbose=0)
     np.testing.assert_array_equal(model.net.get_layer("norm").moving_mean, before)
@@ -89,12 +107,12 @@ def test_activity_regularizers_count_once():
     for options in ({}, {"losses": {"cross_entropy": 1e-9}}):
         source = dense_net(L.ReLU(), activity_regularizer=keras.regularizers.L2(1.0))
         model = quantize_aware(source, "native", calibration=X, **options)
-        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
         losses.append(float(model.train_on_batch(X, np.zeros((16, 3)))))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("observer", ["pact", "lsq"])
+@pytest.mark.parametrize("observer", [pytest.param("pact", marks=pytest.mark.slow), "lsq"])
 def test_learned_ranges_go_on_where_they_were_frozen(observer):
     model = quantize_aware(dense_net(L.ReLU()), "native", calibration=X, observer=observer)
     model.compile(keras.optimizers.AdamW(0.05, weight_decay=0.1), "mse")
@@ -141,12 +159,16 @@ def test_symmetric_sums_save_and_load(tmp_path):
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
 
 
-@pytest.mark.parametrize("options", [{}, {"observer": "lsq", "layers": {L.Dense: "lsq"}}], ids=["ema", "lsq"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"observer": "lsq", "layers": {L.Dense: "lsq"}}, marks=pytest.mark.slow)],
+    ids=["ema", "lsq"],
+)
 def test_a_global_policy_of_half_precision(options):
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = quantize_aware(dense_net(L.ReLU()), "native", calibration=X, **options)
-        model.compile("adam", "mse")
+        model.compile("adam", "mse", run_eagerly=True)
         model.fit(X, np.zeros((16, 3)), verbose=0)
         assert max(beside(model, X)) < 3.01
     finally:
@@ -158,7 +180,7 @@ def test_masks_stop_at_a_wrapped_layer():
         Quantized(L.LSTM(4, unroll=True))(L.Masking()(keras.Input((5, 2))))
 
 
-@pytest.mark.parametrize("grid", ["lsq", "ternary", 4])
+@pytest.mark.parametrize("grid", ["lsq", "ternary", pytest.param(4, marks=pytest.mark.slow)])
 def test_negative_factors_of_a_norm(grid):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((6,))

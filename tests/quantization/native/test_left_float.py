@@ -33,15 +33,18 @@ MIDDLES = {
     "operation": lambda x: ops.sin(x),
     "nested": lambda x: keras.Sequential([keras.Input((6, 8)), L.LayerNormalization(name="left")], name="inside")(x),
 }
+FAST = ("normalization", "sum of three", "operation", "nested")
 NAMES = {"operation": "sin", "nested": "inside.left"}
 
 
 # A mean of integers that the converter would round; an operation that it refuses before a reshaping; ...
-@pytest.mark.parametrize("kind", MIDDLES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in FAST)) for kind in MIDDLES]
+)
 def test_it_is_float_in_the_file_and_nothing_else_is(kind, tmp_path):
     name = NAMES.get(kind, "left")
     model = quantize_aware(net(MIDDLES[kind]), "native", layers={name: "float"}, calibration=X)
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)  # two batches
     model.fit(X, np.zeros((48, 3)), verbose=0)
     file = tflite_export.convert(model, "int8")
     found = records.ops(file.content)

@@ -75,7 +75,7 @@ def test_several_replicas():
     assert steps_beside(model) < 0.01
 
 
-@pytest.mark.parametrize("kind", ["array", "generator"])
+@pytest.mark.parametrize("kind", [pytest.param("array", marks=pytest.mark.slow), "generator"])
 def test_without_calibration_the_first_batches_set_the_ranges(kind):
     model = compiled(native(calibration=None))
     with pytest.raises(RuntimeError, match="have not seen any data"):

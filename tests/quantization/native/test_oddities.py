@@ -53,8 +53,18 @@ def test_it_is_the_source_and_the_file_is_it(name):
     assert (np.abs(got - model.predict(on_grid(content, X)[1], verbose=0)) / step).max() < 1.01
 
 
-@pytest.mark.parametrize("relu", ["relu", "relu6"])
-@pytest.mark.parametrize("build", [lambda: L.Dense(4), lambda: L.EinsumDense("abcd,de->abce", (8, 8, 4))])
+def dense():
+    return L.Dense(4)
+
+
+def einsum():
+    return L.EinsumDense("abcd,de->abce", (8, 8, 4))
+
+
+OTHERS = [pytest.param(*one, marks=pytest.mark.slow) for one in ((dense, "relu6"), (einsum, "relu"))]
+
+
+@pytest.mark.parametrize(("build", "relu"), [(dense, "relu"), (einsum, "relu6"), *OTHERS])
 def test_a_dense_layer_that_a_relu_and_others_read_is_there_twice(build, relu):
     def made(x):
         y = build()(x)
@@ -123,22 +133,27 @@ def test_an_activation_that_keras_has_not_built_is_refused():
         native(lambda x: L.Dense(3, activation=L.PReLU(), name="head")(x))
 
 
-def test_dropout_of_attention_and_of_recurrent_layers():
-    series = L.Reshape((4, 32))
-    for build in (
-        lambda x: L.MultiHeadAttention(2, 4, dropout=0.5)(series(x), series(x)),
-        lambda x: L.LSTM(4, dropout=0.5)(series(x)),
-        lambda x: L.SimpleRNN(4, recurrent_dropout=0.5)(series(x)),
-    ):
-        source, model = native(build)
-        assert {entry.mode for entry in model.report} == {"quantized"}
-        assert closeness(source, model) < 0.08
-        random = [np.asarray(model(X, training=training)) for training in (True, True, False, False)]
-        assert np.abs(random[0] - random[1]).max() > 0
-        np.testing.assert_array_equal(random[2], random[3])
+DROPOUTS = {
+    "attention": lambda x: L.MultiHeadAttention(2, 4, dropout=0.5)(L.Reshape((4, 32))(x), L.Reshape((4, 32))(x)),
+    "simple": lambda x: L.SimpleRNN(4, recurrent_dropout=0.5)(L.Reshape((4, 32))(x)),
+    "lstm": lambda x: L.LSTM(4, dropout=0.5)(L.Reshape((4, 32))(x)),
+}
 
 
-@pytest.mark.parametrize("options", [{"center": False}, {"scale": False}, {"center": False, "scale": False}])
+@pytest.mark.parametrize("kind", ["attention", "simple", pytest.param("lstm", marks=pytest.mark.slow)])
+def test_dropout_of_attention_and_of_recurrent_layers(kind):
+    source, model = native(DROPOUTS[kind])
+    assert {entry.mode for entry in model.report} == {"quantized"}
+    assert closeness(source, model) < 0.08
+    random = [np.asarray(model(X, training=training)) for training in (True, True, False, False)]
+    assert np.abs(random[0] - random[1]).max() > 0
+    np.testing.assert_array_equal(random[2], random[3])
+
+
+ONE_LEFT = [pytest.param(options, marks=pytest.mark.slow) for options in ({"center": False}, {"scale": False})]
+
+
+@pytest.mark.parametrize("options", [*ONE_LEFT, {"center": False, "scale": False}])
 def test_norms_without_factor_or_offset_are_equalized_and_corrected(options):
     def build(x):
         for filters in (6, 6):
@@ -168,7 +183,7 @@ def test_a_tensor_that_is_always_zero_trains():
     dead = model.get_layer("dead")
     dead.kernel.assign(dead.kernel * 0)
     dead.bias.assign([-1.0, -1.0, -1.0])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     model.fit(X, np.ones((32, 2)), epochs=2, verbose=0)
     assert np.isfinite(model.predict(X, verbose=0)).all()
     before = model.range_of("image.input")

@@ -32,7 +32,8 @@ def net():
 
 
 def fitted(model):
-    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss, run_eagerly=True)  # six batches: half the time
     model.fit(X, Y, epochs=2, batch_size=16, verbose=0)
     return model
 
@@ -114,6 +115,7 @@ def test_learned_steps_and_ranges_train_save_and_load(tmp_path):
         assert low in (0.0, pytest.approx(-high * 128 / 127, rel=1e-5)), name
 
 
+@pytest.mark.slow
 def test_frozen_learned_ranges_stay():
     model = fitted(native(observer="lsq_plus"))
     model.freeze_ranges()
@@ -130,7 +132,7 @@ def test_a_generator_starts_learned_ranges_with_its_first_batch():
     np.testing.assert_allclose([low, high], [X[:16].min(), X[:16].max()], rtol=1e-5)
 
 
-@pytest.mark.parametrize("observer", ["ema", "min_max", "percentile"])
+@pytest.mark.parametrize("observer", ["ema", pytest.param("min_max", marks=pytest.mark.slow), "percentile"])
 def test_a_batch_of_zeros_leaves_the_ranges(observer):
     model = quantize_aware(net(), "native", observer=observer, calibration=X)
     before = model.all_ranges()["image.input"]
@@ -139,16 +141,22 @@ def test_a_batch_of_zeros_leaves_the_ranges(observer):
     assert model.all_ranges()["image.input"] == before
 
 
-def test_a_kernel_of_zeros_is_one_on_every_grid():
+_PLAIN = [pytest.param(weights, marks=pytest.mark.slow) for weights in (4, "binary")]
+
+
+@pytest.mark.parametrize("weights", ["lsq", "power_of_two", "ternary", *_PLAIN])
+def test_a_kernel_of_zeros_is_one_on_every_grid(weights):
     source = net()
     source.get_layer("hidden").kernel.assign(np.zeros(source.get_layer("hidden").kernel.shape))
-    for weights in (4, "lsq", "power_of_two", "ternary", "binary"):
-        model = quantize_aware(source, "native", layers={"hidden": weights}, calibration=X)
-        integers, _, _ = kernels_in(tflite_export.convert(model, "int8").content)["hidden"]
-        assert not np.any(integers), weights
+    model = quantize_aware(source, "native", layers={"hidden": weights}, calibration=X)
+    integers, _, _ = kernels_in(tflite_export.convert(model, "int8").content)["hidden"]
+    assert not np.any(integers)
 
 
-@pytest.mark.parametrize("weights", [4, "lsq", "ternary", {"per_channel": False}])
+_OTHERS = [pytest.param(weights, marks=pytest.mark.slow) for weights in (4, "lsq")]
+
+
+@pytest.mark.parametrize("weights", ["ternary", {"per_channel": False}, *_OTHERS])
 def test_a_bias_that_is_large_beside_its_kernel_gets_room(weights):
     source = net()
     hidden = source.get_layer("hidden")
@@ -208,7 +216,10 @@ def test_activations_of_16_bits():
     assert np.abs(model.predict(x, verbose=0) - exact.predict(x, verbose=0)).max() < 0.05
 
 
-@pytest.mark.parametrize(("scheme", "kinds"), [("weight_int8", {"int8"}), ("weight_int4", {"int8", "int4"})])
+@pytest.mark.parametrize(
+    ("scheme", "kinds"),
+    [pytest.param("weight_int8", {"int8"}, marks=pytest.mark.slow), ("weight_int4", {"int8", "int4"})],
+)
 def test_weights_alone(scheme, kinds):
     model = fitted(quantize_aware(net(), "native", scheme=scheme))  # nothing to calibrate
     file = tflite_export.convert(model, "weight_int8")

@@ -33,7 +33,9 @@ def fitted(model):
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"weights": LearnedStep(4), "observer": "lsq_plus"}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), {"weights": LearnedStep(4), "observer": "lsq_plus"}]
+)
 def test_the_file_is_the_model(options, tmp_path):
     model = fitted(net(**options))
     file = tflite_export.convert(model, "int8")  # all ranges are in it
@@ -98,6 +100,7 @@ def test_before_it_has_seen_data_it_computes_in_float_and_has_no_file():
 
 @pytest.mark.parametrize("precision", ["float32", "int16x8", "weight_int8", "dynamic"])
 def test_other_precisions_name_the_way_out(precision):
-    model = fitted(net())
+    model = net()
+    model(X, training=True)  # sets the ranges
     with pytest.raises(ValueError, match="was quantized for 'int8'.*`to_plain"):
         tflite_export.convert(model, precision)
