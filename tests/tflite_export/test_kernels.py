@@ -8,7 +8,8 @@ from keras import layers as L
 import tflite_export
 from tflite_export.errors import ConversionError
 from tflite_export.tflite import flatbuffer, kernels, records
-from tflite_export.tflite.objects import FileObjects, packed_4_bits
+from tflite_export.tflite.constants import packed_4_bits
+from tflite_export.tflite.objects import FileObjects
 
 X = np.random.default_rng(1).normal(size=(16, 8, 8, 2)).astype("float32")
 

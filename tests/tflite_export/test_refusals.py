@@ -7,6 +7,7 @@ import pytest
 import tflite_export
 from tflite_export.conversion import contract, integers
 from tflite_export.errors import ConversionError
+from tflite_export.tflite import flatbuffer
 from tflite_export.tflite.records import layer_of
 
 layers = keras.layers
@@ -118,3 +119,29 @@ def test_weights_that_are_no_numbers():
     for precision in ("float32", "int8"):
         with pytest.raises(tflite_export.ConversionError, match="broken/kernel' holds NaN or infinity. Its training"):
             tflite_export.convert(model, precision, np.zeros((4, 4), "float32") if precision == "int8" else None)
+
+
+def normalized():
+    """What LayerNormalization does to a position is a difference, which the converter writes with NEG."""
+    keras.utils.set_random_seed(0)
+    tokens = keras.Input((6, 8), name="tokens")
+    x = layers.LayerNormalization(name="norm")(layers.Dense(8, activation="relu")(tokens))
+    return keras.Model(tokens, layers.Dense(3, name="head")(x))
+
+
+def test_layer_normalization_has_no_float_operation_in_int8():
+    data = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
+    model = normalized()
+    assert "NEG" in tflite_export.inspect(tflite_export.convert(model, "float32")).ops
+    file = tflite_export.convert(model, "int8", data)
+    assert tflite_export.verify(model, file, data).passed
+    stored = flatbuffer.read(file.content)
+    assert "NEG" not in tflite_export.inspect(file).ops
+    codes = {stored.OperatorCodes(i).BuiltinCode() for i in range(stored.OperatorCodesLength())}
+    assert len(codes) == len({*tflite_export.inspect(file).ops})
+
+
+def test_16_bits_name_the_layer_without_a_kernel():
+    data = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
+    with pytest.raises(ConversionError, match=r"layer 'norm' is computed by NEG.*16 bits. Choose 'int8_float_io'"):
+        tflite_export.convert(normalized(), "int16x8", data)

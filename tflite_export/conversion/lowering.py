@@ -1,5 +1,7 @@
 """From a SavedModel to the bytes of a file, by TensorFlow's converter."""
 
+import re
+
 from tflite_export import precisions
 from tflite_export.conversion import contract
 from tflite_export.conversion.custom import allow
@@ -14,6 +16,8 @@ from tflite_export.silence import silenced
 from tflite_export.tflite import flatbuffer, kernels, records
 from tflite_export.tflite.byte_inputs import take_bytes
 from tflite_export.tflite.integer_weights import with_integer_weights
+
+_NO_16_BITS = re.compile(r"16x8-bit not yet supported for op: '(\w+)'")
 
 
 def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
@@ -82,7 +86,7 @@ def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str,
     if not job.precision.integer:
         return run_converter(job, job.precision, folder, None), (), frozenset()
     if not ranged and job.precision.name == "int16x8":
-        return run_converter(job, job.precision, folder, job.feed()), (), frozenset()
+        return _with_16_bits(job, folder), (), frozenset()
     if not ranged:
         job.ranges.append(calibrated(job, folder))
         content, floats = quantized(job, job.ranges[0])
@@ -99,6 +103,26 @@ def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str,
         )
     content, floats = quantized(job, calibrated(job, folder))
     return content, left, floats
+
+
+def _with_16_bits(job: Job, folder: str) -> bytes:
+    """The int16x8 file.
+
+    Raises: ConversionError that names the layers that have no 16-bit kernel.
+    """
+    try:
+        return run_converter(job, job.precision, folder, job.feed())
+    except ConversionError as error:
+        kind = _NO_16_BITS.search(str(error))
+        if kind is None:
+            raise
+        content = run_converter(job, precisions.get("float32"), folder, None)
+        ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
+        layers = dict.fromkeys(op.layer or op.outputs[0].name for op in ops if op.name == kind[1])
+        raise ConversionError(
+            f"{job.source.label} does not convert to int16x8: layer {', '.join(map(repr, layers))} is computed by "
+            f"{kind[1]}, which TensorFlow does not quantize to 16 bits. Choose 'int8_float_io', 'dynamic' or 'float16'."
+        ) from error
 
 
 def run_converter(job: Job, rule: Precision, folder: str, feed: Feed | None) -> bytes:

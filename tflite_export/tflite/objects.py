@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 
 from tflite_export.tflite import flatbuffer
+from tflite_export.tflite.constants import aligned, packed_4_bits
 from tflite_export.tflite.op_versions import number, runtime_of
 from tflite_export.tflite.versioning import version_of
-
-_ALIGNMENT = 16
 
 
 class FileObjects:
@@ -216,7 +215,7 @@ class FileObjects:
         self._set_versions()
         # Constants on addresses that every kernel can read; the generated code aligns nothing.
         for place, buffer in enumerate(self.model.buffers):
-            self.model.buffers[place] = _aligned(buffer)
+            self.model.buffers[place] = aligned(buffer)
         builder = flatbuffers.Builder(1024)
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
@@ -271,14 +270,23 @@ class FileObjects:
             self.select(graph)
             for operator in self.operators:
                 self._set_version(operator)
-        used = {operator.opcodeIndex for graph in self.model.subgraphs for operator in graph.operators}
-        codes = [self.model.operatorCodes[place] for place in used]
-        needs = [runtime_of(self._kinds[max(c.builtinCode, c.deprecatedBuiltinCode)], c.version) for c in codes]
+        needs = [
+            runtime_of(self._kinds[max(c.builtinCode, c.deprecatedBuiltinCode)], c.version) for c in self._drop_codes()
+        ]
         for entry in self.model.metadata or []:
             if entry.name == b"min_runtime_version" and None not in needs:
                 newest = max((need or "1.5" for need in needs), key=number, default="1.5")
                 full = newest if newest.count(".") > 1 else f"{newest}.0"
                 self.model.buffers[entry.buffer].data = np.frombuffer(full.encode().ljust(16, b"\0"), np.uint8)
+
+    def _drop_codes(self) -> list[Any]:
+        """Leaves out the kinds that no operation is any longer: a runtime refuses a file for each it does not know."""
+        operators = [operator for graph in self.model.subgraphs for operator in graph.operators]
+        used = sorted({operator.opcodeIndex for operator in operators})
+        self.model.operatorCodes = [self.model.operatorCodes[place] for place in used]
+        for operator in operators:
+            operator.opcodeIndex = used.index(operator.opcodeIndex)
+        return self.model.operatorCodes
 
     def _set_version(self, operator: Any) -> None:
         kind, tensors = self.kind(operator), self.graph.tensors
@@ -304,35 +312,6 @@ class FileObjects:
         for place, buffer in enumerate(self.model.buffers):
             if place not in used:
                 buffer.data = None
-
-
-def packed_4_bits(integers: np.ndarray) -> bytes:
-    """Integers in [-8, 7], two in a byte, the first in the lower half."""
-    flat = integers.astype(np.int8).reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.int8(0))
-    halves = (flat & 15).astype(np.uint8)
-    return bytes((halves[0::2] | (halves[1::2] << 4)).tobytes())
-
-
-def _aligned(buffer: Any) -> Any:
-    """The same buffer, which writes its data at a multiple of 16 bytes."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    class Aligned(schema.BufferT):
-        def Pack(self, builder: Any) -> Any:
-            data = None if self.data is None or len(self.data) == 0 else bytes(self.data)
-            if data is not None:
-                builder.Prep(_ALIGNMENT, len(data))
-                vector = builder.CreateByteVector(data)
-            schema.BufferStart(builder)
-            if data is not None:
-                schema.BufferAddData(builder, vector)
-            return schema.BufferEnd(builder)
-
-    made = Aligned()
-    made.data = buffer.data
-    return made
 
 
 def _check_inside(model: Any) -> None:
