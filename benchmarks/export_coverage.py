@@ -4,9 +4,9 @@
     python benchmarks/export_coverage.py table [--file export.jsonl]
 
 `run` appends a record a net and precision, each net in a process of its own, and goes on where it was stopped. The
-smallest net of each family of keras.applications and the nets of tests/tflite_export/export_nets.py, with random
-weights and statistics of BatchNormalization taken from data; those of MLPerf Tiny, trained, as files, where DIR has
-them. A file of `table` is the share of the tolerance of `verify` that its error takes, or what stands in the way.
+smallest net of each family of keras.applications on small images and the nets of tests/tflite_export/export_nets.py,
+with the weights that Keras gives new ones and statistics of BatchNormalization taken from data; those of MLPerf Tiny,
+trained, as files, where DIR has them. A file of `table` is the share of the tolerance of `verify` that its error takes, or what stands in the way.
 """
 
 import argparse
@@ -27,24 +27,24 @@ MINUTES = 40
 def nets(folder):
     """Name -> function that gives the model, or the path of a file."""
     import architectures
+    import keras
     import qat_nets
-    from channel_oracle import disturbed
     from export_nets import SMALL
 
     def built(make):
-        if make is architectures.subclassed:
-            return make
-        return lambda: qat_nets.alive(disturbed(make()))
+        return make if make is architectures.subclassed else lambda: qat_nets.alive(make())
 
     def application(name):
-        return lambda: qat_nets.alive(architectures.application(name))
+        side = 96 if name.startswith(("Inception", "Xception", "NASNet")) else 64
+        options = {"weights": None, "input_shape": (side, side, 3), "classes": 10, "classifier_activation": None}
+        return lambda: qat_nets.alive(getattr(keras.applications, name)(**options))
 
-    found = {name: application(name) for name in architectures.SMALLEST}
+    found = {make.__name__: built(make) for make in SMALL}
     for name, file in architectures.MLPERF.items():
         path = folder / "mlperf-tiny" / file
         if path.exists():
             found[name] = lambda path=path: path
-    return found | {make.__name__: built(make) for make in SMALL}
+    return found | {name: application(name) for name in architectures.SMALLEST}
 
 
 def one(options):
@@ -57,7 +57,7 @@ def one(options):
     keras.utils.set_random_seed(0)
     source = nets(options.data_dir)[options.net[0]]()
     model = resolve(source).module if isinstance(source, Path) else source
-    given, held = data_of(model, 1, 64), data_of(model, 3, 16)
+    given, held = data_of(model, 1, 32), data_of(model, 3, 8)
     for precision in PRECISIONS:
         print(json.dumps(export(source, precision, given, held)), flush=True)
 

@@ -122,8 +122,8 @@ def _moved(ops: tuple[records.OpRecord, ...]) -> tuple[int, int]:
 
 def _bytes(tensor: records.TensorRecord) -> int:
     """As stored; 0 for what has no fixed size, as strings and resources."""
-    if tensor.data is not None and tensor.dtype not in _BITS:
-        return tensor.data.nbytes
+    if tensor.data is not None:
+        return tensor.stored_bytes
     try:
         bits = _BITS.get(tensor.dtype) or 8 * np.dtype(tensor.dtype).itemsize
     except TypeError:
