@@ -3,10 +3,11 @@
     python benchmarks/export_coverage.py run [--net NET ...] [--data-dir DIR] [--file export.jsonl]
     python benchmarks/export_coverage.py table [--file export.jsonl]
 
-`run` appends a record a net and precision, each net in a process of its own, and goes on where it was stopped. The
-smallest net of each family of keras.applications on small images and the nets of tests/tflite_export/export_nets.py,
-with the weights that Keras gives new ones and statistics of BatchNormalization taken from data; those of MLPerf Tiny,
-trained, as files, where DIR has them. A file of `table` is the share of the tolerance of `verify` that its error takes, or what stands in the way.
+`run` appends a record a net and precision, each net in a process of its own, and goes on where it was stopped: the
+nets of tests/tflite_export/export_nets.py, those of MLPerf Tiny (trained, as files, where DIR has them), and the
+smallest of each family of keras.applications on small images; but for MLPerf's with the weights that Keras gives new
+nets, and statistics of BatchNormalization taken from data. `table` shows for each file which share of the tolerance of
+`verify` its error takes, or what stands in the way.
 """
 
 import argparse
