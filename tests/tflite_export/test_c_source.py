@@ -49,3 +49,17 @@ def test_names_and_places_that_are_refused(dense, tmp_path):
         tflite_export.c_array(file, tmp_path / "net")
     assert [path.name for path in tmp_path.iterdir()] == ["net.c"]
     assert tflite_export.c_array(file, tmp_path / "8bit.cc", name="net8").size_bytes == file.size_bytes
+
+
+def test_files_behind_it_stay_out(classifiers, tmp_path):
+    labels = [f"class {number}" * 40 for number in range(5)]
+    told = tflite_export.Metadata("Net", labels=labels)
+    file = tflite_export.set_metadata(classifiers["int8"], told)
+    made = tflite_export.c_array(file, tmp_path / "net")
+    assert made.size_bytes < file.size_bytes - sum(map(len, labels))
+    body = made.source.read_text().split("[] = {")[1].split("}")[0]
+    stored = bytes(int(byte, 16) for byte in body.replace("\n", "").split(","))
+    assert file.content.startswith(stored)
+    assert tflite_export.read_metadata(file).labels == tuple(labels)
+    kept = tflite_export.TFLiteModel.from_content(stored)
+    assert [info.name for info in kept.inputs] == ["image"]

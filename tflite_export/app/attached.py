@@ -4,6 +4,8 @@ import io
 import zipfile
 from collections.abc import Mapping
 
+from tflite_export.tflite import soundness
+
 _LARGEST = 16 * 2**20  # bytes of a file that is read
 
 
@@ -39,3 +41,17 @@ def attached(content: bytes, name: str) -> bytes:
                 return file.read(_LARGEST)
     except Exception as error:  # zipfile, zlib, lzma each have their own
         raise ValueError(f"The metadata names {name!r}, which is not readable behind the file: {error}.") from error
+
+
+def detached(content: bytes) -> bytes:
+    """A `.tflite` without the archive behind it.
+
+    Raises: ValueError if what is before the archive is no sound file.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            start = min((info.header_offset for info in archive.infolist()), default=archive.start_dir)
+    except zipfile.BadZipFile:
+        return content
+    soundness.check(content[:start], "What is before the archive behind the file")
+    return content[:start]

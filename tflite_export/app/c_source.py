@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tflite_export.app.attached import detached
 from tflite_export.files import write_atomic
 from tflite_export.runtime.model import TFLiteModel
 
@@ -44,6 +45,8 @@ class CSource:
 def c_array(tflite: Any, path: str | os.PathLike[str], *, name: str | None = None) -> CSource:
     """Writes a file as `const unsigned char name[]`, aligned to 16 bytes, with a header for C and C++.
 
+    Files that `set_metadata` put behind it (labels) stay out.
+
     Args:
         tflite: `TFLiteModel`, path of a `.tflite` file, or bytes.
         path: Where to write: `firmware/model` or `firmware/model.c` gives `model.h` and `model.c` in `firmware`.
@@ -58,7 +61,7 @@ def c_array(tflite: Any, path: str | os.PathLike[str], *, name: str | None = Non
     # In the firmware: #include "model.h" ... tflite::GetModel(model)
     ```
     """
-    file = TFLiteModel.load(tflite)
+    content = detached(TFLiteModel.load(tflite).content)
     stem = Path(path).with_suffix("") if Path(path).suffix in (".c", ".cc", ".cpp", ".h") else Path(path)
     if not stem.name:
         raise ValueError(f"`path` must name a file to write; got {os.fspath(path)!r}.")
@@ -67,14 +70,14 @@ def c_array(tflite: Any, path: str | os.PathLike[str], *, name: str | None = Non
         raise ValueError(f"`name` must be a name in C (letters, digits, _; no keyword); got {name!r}. Pass `name=`.")
     header, source = stem.parent / f"{stem.name}.h", stem.parent / f"{stem.name}.c"
     written = header.exists()
-    write_atomic(header, _header(name, len(file.content)).encode())
+    write_atomic(header, _header(name, len(content)).encode())
     try:
-        write_atomic(source, _source(name, header.name, file.content).encode())
+        write_atomic(source, _source(name, header.name, content).encode())
     except BaseException:
         if not written:
             header.unlink(missing_ok=True)
         raise
-    return CSource(header, source, name, len(file.content))
+    return CSource(header, source, name, len(content))
 
 
 def _header(name: str, size: int) -> str:
