@@ -53,7 +53,7 @@ def convert(
     | `"float32"` | the reference |
     | `"float16"` | weights float16: half the size |
     | `"dynamic"` | weights int8, activations quantized at run time |
-    | `"weight_int8"` | kernels of convolutions and dense layers int8, computes in float32 |
+    | `"weight_int8"` | kernels and tables int8, computes in float32 |
     | `"int16x8"` | weights int8, activations int16, inputs and outputs too |
     | `"int8"` | everything int8, inputs and outputs too |
     | `"uint8"` | as `"int8"`, inputs and outputs uint8 |
@@ -62,17 +62,17 @@ def convert(
     | `"int8_float_io"` | everything int8 but inputs and outputs |
 
     Args:
-        source: Keras 3 model (Functional, Sequential, or subclassed and called once), tf_keras model, concrete function
-            or `tf.function` with an input signature, path of a `.keras` or `.h5` file or of a SavedModel folder, or an
-            object with `__tflite_source__()`. A QAT source keeps the ranges it was trained with; only tensors without a
+        source: Keras 3 model (Functional, Sequential, or subclassed and called once; one of policy `mixed_float16`
+            computes in float32), tf_keras model, concrete function or `tf.function` with an input signature, path of a
+            `.keras` or `.h5` file or of a SavedModel folder, or an object with `__tflite_source__()`. A QAT source keeps the ranges it was trained with; only tensors without a
             range are calibrated (`TFLiteModel.calibrated`). Or a dict signature name -> source, for one file with
             several signatures that share their weights, e.g. `{"embed": encoder, "classify": model}`; its
             `representative_data` is a dict signature name -> data (`TFLiteModel.session` calls them).
         precision: String, see the table. Defaults to `None`: what fits the target.
         representative_data: Inputs as in use (100-500 samples), from which int8 learns the ranges of a float source:
             array (n, ...), dict input name -> array, list with one array for each input, `tf.data.Dataset`, generator
-            or function that gives batches x or (x, y). For the other precisions it is optional and only used to check
-            the file.
+            or function that gives batches x or (x, y), of which memory holds one at a time. For the other precisions
+            it is optional and only used to check the file.
         target: Where the file is to run: `"xnnpack"` (CPU), `"gpu"`, `"edgetpu"`, `"nnapi"`, `"micro"`. It chooses a
             precision, says why and what stays on the CPU (`TFLiteModel.notes`), and refuses a file that does not run
             there. Defaults to `None`.
