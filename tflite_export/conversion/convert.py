@@ -64,10 +64,11 @@ def convert(
     Args:
         source: Keras 3 model (Functional, Sequential, or subclassed and called once; one of policy `mixed_float16`
             computes in float32), tf_keras model, concrete function or `tf.function` with an input signature, path of a
-            `.keras` or `.h5` file or of a SavedModel folder, or an object with `__tflite_source__()`. A QAT source keeps the ranges it was trained with; only tensors without a
-            range are calibrated (`TFLiteModel.calibrated`). Or a dict signature name -> source, for one file with
-            several signatures that share their weights, e.g. `{"embed": encoder, "classify": model}`; its
-            `representative_data` is a dict signature name -> data (`TFLiteModel.session` calls them).
+            `.keras` or `.h5` file or of a SavedModel folder, or an object with `__tflite_source__()`. A QAT source
+            keeps the ranges it was trained with; only tensors without a range are calibrated
+            (`TFLiteModel.calibrated`). Or a dict signature name -> source, for one file with several signatures that
+            share their weights, e.g. `{"embed": encoder, "classify": model}`; its `representative_data` is a dict
+            signature name -> data (`TFLiteModel.session` calls them).
         precision: String, see the table. Defaults to `None`: what fits the target.
         representative_data: Inputs as in use (100-500 samples), from which int8 learns the ranges of a float source:
             array (n, ...), dict input name -> array, list with one array for each input, `tf.data.Dataset`, generator
