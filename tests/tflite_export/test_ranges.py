@@ -1,11 +1,13 @@
 """Sources with fake-quantization inside: trained ranges stay, missing ones are calibrated or refused."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tflite_export
 from tflite_export.errors import ConversionError
+from tflite_export.tflite import records
 
 X = np.random.default_rng(0).uniform(-1, 1, size=(64, 6)).astype("float32")
 
@@ -95,3 +97,31 @@ def test_outputs_that_are_not_as_said():
 
     with pytest.raises(ConversionError, match=r"says its outputs are \['y', 'z'\], but returns 1 tensors"):
         tflite_export.convert(Wrong(2.55), "int8")
+
+
+def test_a_branch_that_was_zero_in_calibration_has_a_range_it_can_use():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8,), name="x")
+    asleep = keras.layers.Dense(6, activation="relu", bias_initializer=keras.initializers.Constant(-2), name="asleep")
+    both = [keras.layers.Dense(4, name="second")(asleep(x)), keras.layers.Dense(4, name="beside")(x)]
+    model = keras.Model(x, keras.layers.Add()(both))
+    calm = np.random.default_rng(0).uniform(-0.3, 0.3, (64, 8)).astype("float32")
+    loud = 4 * calm[:16]
+    assert float(keras.ops.max(asleep(calm))) == 0 < float(keras.ops.max(asleep(loud)))
+    file = tflite_export.convert(model, "int8", calm)
+    assert any("nothing but zeros came out of asleep" in note for note in file.notes)
+    assert tflite_export.verify(model, file, calm).passed
+    steps = {tensor.name: tensor.scales[0] for tensor in records.tensors(file.content) if tensor.scales}
+    assert min(step for name, step in steps.items() if "asleep" in name and "Relu" in name) > 1e-4
+
+
+def test_a_file_that_the_runtime_refuses_is_a_conversion_error(monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+
+    def refuse(*arguments, **options):
+        raise ValueError("ai_edge_litert cannot load the file: node 3")
+
+    monkeypatch.setattr(tflite_export.TFLiteModel, "from_content", refuse)
+    with pytest.raises(tflite_export.ConversionError, match=r"does not load: .*node 3(.|\n)*Choose another precision"):
+        tflite_export.convert(model, "float32")

@@ -17,7 +17,7 @@ from tflite_export.conversion.plan import check_numbers, plan
 from tflite_export.conversion.sameness import differences
 from tflite_export.conversion.signatures import convert_signatures
 from tflite_export.conversion.targets import Target, assess
-from tflite_export.conversion.unchanged import unchanged
+from tflite_export.conversion.unchanged import guessed, unchanged
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
@@ -141,6 +141,21 @@ def convert(
             warn_of(job.seen)
 
 
+def _loaded(job: Job, content: bytes, calibrated: tuple[str, ...]) -> TFLiteModel:
+    """The file on the runtime.
+
+    Raises: ConversionError if the runtime refuses what the converter has made.
+    """
+    try:
+        return TFLiteModel.from_content(content, job.precision.name, calibrated, trusted=True)
+    except ValueError as error:
+        raise ConversionError(
+            f"The {job.precision.name} file of {job.source.label} does not load: {error}\nChoose another precision, "
+            "keep layers float in an integer file (`layers={name: 'float32'}`), or convert parts of the model to find "
+            "what it is about."
+        ) from error
+
+
 def warn_of(seen: quality.Statistics) -> None:
     """Tells what is strange about data that ranges were learned from; `diagnose` looks at their scale, too."""
     for finding in seen.findings(rescales=True) if seen.count else ():
@@ -194,9 +209,9 @@ def _checked(
         if custom:
             model = TFLiteModel.unloaded(content, job.precision.name, calibrated)
         else:
-            model = TFLiteModel.from_content(content, job.precision.name, calibrated, trusted=True)
+            model = _loaded(job, content, calibrated)
         violations = replace(job.contract, floats=floats).check(model, job.source)
-        notes = (*([not_run(custom)] if custom else []), *unchanged(model, job.source))
+        notes = (*([not_run(custom)] if custom else []), *unchanged(model, job.source), *guessed(job.unseen))
         if not violations and not custom:
             violations = differences(model, job.source, job.precision, job.sample)
         if target is not None and not violations:

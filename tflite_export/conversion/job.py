@@ -33,6 +33,7 @@ class Job:
         sparse: Whether kernels are to be stored without their zeros.
         custom_ops: Operations that are not builtin and may be in the file.
         seen: What was seen of the data that ranges were learned from.
+        unseen: Layers that gave nothing but zeros on those data.
         ranges: The float file with ranges, once they were learned; shared by jobs that differ in `layers`.
     """
 
@@ -45,6 +46,7 @@ class Job:
     sparse: bool = False
     custom_ops: frozenset[str] = frozenset()
     seen: Statistics = field(default_factory=Statistics)
+    unseen: list[str] = field(default_factory=list)
     ranges: list[bytes] = field(default_factory=list)
 
     @property

@@ -17,6 +17,7 @@ from tflite_export.tflite import flatbuffer, kernels, records
 from tflite_export.tflite.byte_inputs import take_bytes
 from tflite_export.tflite.integer_weights import with_integer_weights
 
+_NO_RANGE = re.compile(r"recorded during calibration: Failed for tensor (?:serving_default_)?(\w+)")
 _NO_16_BITS = re.compile(r"16x8-bit not yet supported for op: '(\w+)'")
 
 
@@ -113,7 +114,12 @@ def _with_16_bits(job: Job, folder: str) -> bytes:
     try:
         return run_converter(job, job.precision, folder, job.feed())
     except ConversionError as error:
-        kind = _NO_16_BITS.search(str(error))
+        kind, tensor = _NO_16_BITS.search(str(error)), _NO_RANGE.search(str(error))
+        if tensor is not None:
+            raise ConversionError(
+                f"{job.source.label} does not convert to int16x8: TensorFlow's quantizer has no range for "
+                f"{tensor[1]!r}, as for all integers that are looked up. Choose 'int8_float_io' or 'dynamic'."
+            ) from error
         if kind is None:
             raise
         content = run_converter(job, precisions.get("float32"), folder, None)

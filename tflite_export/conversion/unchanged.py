@@ -1,6 +1,6 @@
-"""What a precision left as it was, without a word from the converter."""
+"""What the converter does without a word: kernels left as they were, ranges that are guesses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.sources.protocol import Source
@@ -26,4 +26,14 @@ def unchanged(model: TFLiteModel, source: Source) -> Iterator[str]:
         yield (
             f"{share} kernels stayed float32 ({named}): TensorFlow's quantizer leaves those with fewer than "
             f"{_LEAST:,} weights, and kinds that have no such kernel; 'weight_int8' narrows every one"
+        )
+
+
+def guessed(layers: Sequence[str]) -> Iterator[str]:
+    """Which layers gave nothing but zeros on the representative data."""
+    if layers:
+        named = ", ".join(layers[:5]) + (", ..." if len(layers) > 5 else "")
+        yield (
+            f"nothing but zeros came out of {named} on the representative data, so the range there is a guess: give "
+            "more varied data, or remove what is dead"
         )

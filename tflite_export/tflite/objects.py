@@ -64,6 +64,18 @@ class FileObjects:
         found = None if quantization is None else quantization.scale
         return None if found is None or len(found) == 0 else np.asarray(found, np.float32)
 
+    def range_of(self, number: int) -> tuple[float, float] | None:
+        """Smallest and largest value of a calibrated tensor, None for one without."""
+        told = self.graph.tensors[number].quantization
+        if told is None or told.min is None or told.max is None or len(told.min) != 1:
+            return None
+        return float(told.min[0]), float(told.max[0])
+
+    def set_range(self, number: int, low: float, high: float) -> None:
+        """Gives a calibrated tensor another range."""
+        told = self.graph.tensors[number].quantization
+        told.min, told.max = np.array([low], np.float32), np.array([high], np.float32)
+
     def values(self, number: int) -> np.ndarray | None:
         """What a constant of int8, int32 or float32 stands for; None for anything else."""
         tensor = self.graph.tensors[number]
