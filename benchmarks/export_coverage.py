@@ -19,6 +19,8 @@ import textwrap
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("tflite_export", "graph", "quantization")]
@@ -59,8 +61,18 @@ def one(options):
     source = nets(options.data_dir)[options.net[0]]()
     model = resolve(source).module if isinstance(source, Path) else source
     given, held = data_of(model, 1, 32), data_of(model, 3, 8)
+    if "esnet" in options.net[0].lower() and isinstance(source, Path):
+        given, held = (photographs(options.data_dir, given, rows) for rows in (slice(0, 32), slice(32, 40)))
+    elif options.net[0].startswith("vww"):
+        given, held = ({name: np.clip(x / 4 + 0.5, 0, 1) for name, x in part.items()} for part in (given, held))
     for precision in PRECISIONS:
         print(json.dumps(export(source, precision, given, held)), flush=True)
+
+
+def photographs(folder, like, rows):
+    """Of CIFAR-10, as the nets of MLPerf Tiny were trained on: numbers of 0 to 255."""
+    images = np.load(folder / "cifar10" / "cifar10_lossless_train4k.npz")["x"][rows]
+    return {name: images.astype("float32") for name in like}
 
 
 def run(options):

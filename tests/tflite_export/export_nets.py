@@ -45,11 +45,12 @@ SMALL = (*architectures.NETS, *qat_nets.NETS, spectrogram, gru_unrolled)
 
 def data_of(model, seed, samples):
     """Input name of the source -> array."""
-    if type(model).__name__ == "Subclassed":
-        return {name: np.random.default_rng(seed).normal(size=(samples, 24, 24, 3)).astype("float32")
-                for name in resolve(model).inputs}  # fmt: skip
+    specs = resolve(model).inputs
+    if getattr(model, "_inputs_struct", None) is None:
+        random = np.random.default_rng(seed)
+        return {name: random.normal(size=(samples, *spec.shape[1:])).astype("float32") for name, spec in specs.items()}
     drawn = qat_nets.inputs_of(model, seed, samples)
-    return dict(zip(resolve(model).inputs, keras.tree.flatten(drawn), strict=True))
+    return dict(zip(specs, keras.tree.flatten(drawn), strict=True))
 
 
 def export(source, precision, given, held):
