@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -93,7 +94,8 @@ def verify(options: Options) -> int:
     result = run(source, file, _fit(data, source), options.tolerance, layers=options.layers)
     if options.save:
         result.save(options.tflite)
-    _say(options, result, str(result))
+    rows = "".join(f"\n  {layer}" for layer in result.layers) if options.layers else ""
+    _say(options, result, f"{result}{rows}")
     return 0 if result.passed else 1
 
 
@@ -167,12 +169,16 @@ def update(options: Options) -> int:
 
 def bundle(options: Options) -> int:
     """A folder for an Android app."""
-    data = None if options.data is None else read_npz(options.data)
-    labels = None if options.labels is None else Path(options.labels).read_text().splitlines()
+    data: Any = None if options.data is None else read_npz(options.data)
+    labels = None if options.labels is None else _lines(options.labels)
     from tflite_export.app.android import android_bundle
+    from tflite_export.runtime.model import TFLiteModel
 
+    file = TFLiteModel.load(options.tflite)
+    if data is not None and len(data) == len(file.inputs) == 1:
+        data = next(iter(data.values()))
     made = android_bundle(
-        options.tflite,
+        file,
         options.output,
         name=options.name,
         package=options.package,
@@ -188,9 +194,22 @@ def c_array(options: Options) -> int:
     """A file as an array in C."""
     from tflite_export.app.c_source import c_array as run
 
-    made = run(options.tflite, options.output, name=options.name)
+    folder = Path(options.output).is_dir() or options.output.endswith(("/", "\\"))
+    output = Path(options.output) / Path(options.tflite).stem if folder else options.output
+    made = run(options.tflite, output, name=options.name)
     _say(options, made, str(made))
     return 0
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a text file.
+
+    Raises: FileNotFoundError, ValueError.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path!r} is no text file with one label a line.") from None
 
 
 def read_npz(path: str) -> dict[str, Any]:
@@ -202,6 +221,8 @@ def read_npz(path: str) -> dict[str, Any]:
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"No such file: {path!r}.")
+    if Path(path).read_bytes()[:2] != b"PK" and Path(path).suffix != ".npy":
+        raise ValueError(f"{path!r} is not a readable .npz file: make one by np.savez(path, name=array).")
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
@@ -242,6 +263,9 @@ def _processed(source: Any, options: Options) -> Any:
 def _file_to_write(path: str) -> Path:
     if Path(path).is_dir():
         raise ValueError(f"--output {str(path)!r} is a folder; give a file name.")
+    there = next(one for one in Path(path).absolute().parents if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--output {str(path)!r} cannot be written: {str(there)!r} is no folder, or write-protected.")
     return Path(path)
 
 

@@ -95,9 +95,8 @@ def test_labels_and_folders(two_inputs, tmp_path):
     assert (bundle.folder / "app/src/main/assets/model/labels.txt").read_text() == "cat\ndog\nfox\n"
     with pytest.raises(FileExistsError, match="is there already.*overwrite=True"):
         tflite_export.android_bundle(file, tmp_path / "a")
-    (tmp_path / "a" / "old").write_text("x")
     tflite_export.android_bundle(file, tmp_path / "a", overwrite=True)
-    assert not (tmp_path / "a" / "old").exists()
+    assert not (bundle.folder / "app/src/main/assets/model/labels.txt").exists()
     bad = [
         ({"labels": ["a", "b", "c", "d"]}, "4 labels fit no output: {'class_logits': 3, 'box': 2}"),
         ({"labels": ["a", " ", "c"]}, "a line of text that is not empty"),
@@ -118,3 +117,42 @@ def test_files_that_an_app_cannot_take(dense, tmp_path):
     with pytest.raises(ValueError, match="take float32, int8, uint8 and int32; the file has x: int16"):
         tflite_export.android_bundle(wide, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_but_a_bundle_is_replaced(dense, tmp_path):
+    file = tflite_export.convert(dense, "float32")
+    project = tmp_path / "project"
+    (project / "app/src/main/java").mkdir(parents=True)
+    precious = project / "app/src/main/java/notes.txt"
+    precious.write_text("precious")
+    with pytest.raises(FileExistsError, match=r"holds other files than a bundle, e.g. 'app/src/main/java/notes.txt'"):
+        tflite_export.android_bundle(file, project, overwrite=True)
+    assert precious.read_text() == "precious"
+    precious.rename(precious.with_name("MainActivity.kt"))  # as a bundle has them, but there is no bundle
+    with pytest.raises(FileExistsError, match="holds other files than a bundle"):
+        tflite_export.android_bundle(file, project, overwrite=True)
+    bundle = tflite_export.android_bundle(file, tmp_path / "android")
+    again = tflite_export.android_bundle(file, bundle.folder, name="Other", overwrite=True)
+    assert not (bundle.folder / "app/src/main/assets/model").exists()
+    assert max(again.replay().values()) == 0
+    assert [found.name for found in tmp_path.iterdir() if found.name.startswith(".")] == []
+
+
+def test_labels_of_classes_by_rank(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(10, name="logits")])
+    ranks = tflite_export.fold_processing(model, output="top_k", k=3)
+    file = tflite_export.convert(ranks, "float32")
+    labels = [f"class {number}" for number in range(10)]
+    bundle = tflite_export.android_bundle(file, tmp_path / "android", labels=labels)
+    assert (bundle.folder / "app/src/main/assets/model/labels.txt").read_text().split("\n")[:10] == labels
+    told = tflite_export.set_metadata(file, tflite_export.Metadata("Ranks", labels={"logits_classes": labels}))
+    assert tflite_export.read_metadata(told).labels == {"logits_classes": tuple(labels)}
+
+
+def test_several_signatures_and_keywords_are_refused(dense, tmp_path):
+    both = tflite_export.convert({"one": dense, "two": dense}, "float32")
+    with pytest.raises(ValueError, match="signatures 'one', 'two', and the Kotlin classes call one alone"):
+        tflite_export.android_bundle(both, tmp_path / "android")
+    with pytest.raises(ValueError, match="without keywords of Kotlin; got 'com.acme.in'"):
+        tflite_export.android_bundle(tflite_export.convert(dense, "float32"), tmp_path / "a", package="com.acme.in")

@@ -91,9 +91,9 @@ def test_a_precision_that_cannot_be(capsys):
 
 
 def test_layers_without_integer_kernels_stay_float():
-    """NEG of a LayerNormalization has none: the violation names the layer, which is left float at once."""
+    """A sine has none: the violation names the layer, which is left float at once."""
     x = keras.Input((6, 16))
-    model = keras.Model(x, layers.Dense(3, name="d")(layers.LayerNormalization(name="norm")(x)))
+    model = keras.Model(x, layers.Dense(3, name="d")(layers.Activation(keras.ops.sin, name="norm")(x)))
     data = np.random.default_rng(0).normal(size=(40, 6, 16)).astype("float32")
     best = tflite_export.convert_best(
         model, data, lambda file: -tflite_export.verify(model, file, data).rmse, precisions=["int8"], max_drop=1.0
@@ -154,3 +154,13 @@ def test_bad_arguments(dense):
         metric = given.pop("metric")
         with pytest.raises(error, match=message):
             tflite_export.convert_best(dense, data, metric, verbose=0, **given)
+
+
+def test_a_drop_that_is_just_accepted(dense):
+    metric = {"float32": 0.837, "float16": 0.827}
+    best = tflite_export.convert_best(
+        dense, np.zeros((40, 12), "float32"), lambda file: metric[file.precision], precisions=["float16"], verbose=0
+    )
+    assert best.steps[1].holds
+    with pytest.raises(TypeError, match="`metric` must return a number; got NoneType for the float32 file"):
+        tflite_export.convert_best(dense, np.zeros((40, 12), "float32"), lambda file: None, verbose=0)

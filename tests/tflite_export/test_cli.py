@@ -297,7 +297,29 @@ def test_open_shapes_sparse_and_custom_operations(tmp_path, capfd):
     code, said, _ = _run(capfd, *convert, "--shape", "image=8,9,3")
     assert (code, "image: float32 (1, 8, 9, 3)" in said) == (0, True)
     code, _, err = _run(capfd, *convert, "--shape", "image=8,9,3", "--sparse", "--custom-op", "FlexErf")
-    assert (code, "too few zeros" in err) == (1, True)
+    assert (code, "without its zeros" in err) == (1, True)
     with pytest.raises(SystemExit):
         main([*map(str, convert), "--shape", "image=8,9,c"])
     assert "expected NAME=N,N,..., e.g. image=224,224,3" in capfd.readouterr().err
+
+
+def test_places_and_files_that_do_not_fit(small, capfd, tmp_path, monkeypatch):
+    (tmp_path / "labels.txt").write_text("a")
+    code, _, err = _run(
+        capfd, "convert", small / "m.keras", "--precision", "float32", "-o", tmp_path / "labels.txt" / "m.tflite"
+    )
+    assert (code, "cannot be written" in err, "is no folder" in err) == (2, True, True)
+    monkeypatch.setattr("os.access", lambda *arguments: False)
+    code, _, err = _run(capfd, "update", small / "m.tflite", small / "half.tflite", "-o", tmp_path / "p")
+    assert (code, "write-protected" in err) == (2, True)
+    monkeypatch.undo()
+    code, _, err = _run(capfd, "bundle", small / "m.tflite", "-o", tmp_path / "b", "--labels", small / "x.npz")
+    assert (code, "is no text file with one label a line" in err) == (2, True)
+    code, _, err = _run(capfd, "verify", small / "m.keras", small / "m.tflite", "--data", tmp_path / "labels.txt")
+    assert (code, "make one by np.savez" in err) == (2, True)
+    (tmp_path / "firmware").mkdir()
+    code, said, _ = _run(capfd, "c-array", small / "m.tflite", "-o", tmp_path / "firmware")
+    assert (code, (tmp_path / "firmware" / "m.h").is_file()) == (0, True)
+    np.savez(tmp_path / "any.npz", whatever=np.load(small / "x.npz")[np.load(small / "x.npz").files[0]])
+    code, _, _ = _run(capfd, "bundle", small / "m.tflite", "-o", tmp_path / "b", "--data", tmp_path / "any.npz")
+    assert code == 0

@@ -1,5 +1,7 @@
 """What is strange about representative data."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -103,3 +105,21 @@ def test_convert_warns_where_ranges_are_learned(dense):
         warnings.simplefilter("error")
         tflite_export.convert(dense, "int8", data)
         tflite_export.convert(dense, "float16", data[:8])
+
+
+def test_convert_tells_that_data_are_on_another_scale():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
+    pixels = np.random.default_rng(0).random((64, 6, 6, 3)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tflite_export.convert(model, "int8", 255 * pixels)  # its normalization was never trained
+    model.layers[-1].momentum = 0.0
+    model(pixels, training=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tflite_export.convert(model, "int8", pixels)
+        folded = tflite_export.fold_processing(model, rescale=(1 / 255, 0), uint8_input=True)
+        tflite_export.convert(folded, "int8", (255 * pixels).astype("uint8"))
+    with pytest.warns(UserWarning, match=r"'batch_normalization.*times as far as in training"):
+        tflite_export.convert(model, "int8", 255 * pixels)

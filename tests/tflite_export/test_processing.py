@@ -121,3 +121,25 @@ def test_16_bits_take_no_bytes(model):
     source = tflite_export.fold_processing(model, uint8_input=True)
     with pytest.raises(ValueError, match="input 'image' takes uint8, which files of 16-bit activations do not"):
         tflite_export.convert(source, "int16x8", PIXELS)
+
+
+def test_ranks_are_told_as_ranks(model, logits):
+    source = tflite_export.fold_processing(model, output="top_k", k=3)
+    given = PIXELS * SCALE + OFFSET
+    file = tflite_export.convert(source, "int8", given)
+    result = tflite_export.verify(source, file, given)
+    classes = next(check for check in result.outputs if check.name == "logits_classes")
+    first = file.predict(given)["logits_classes"][:, 0]
+    assert classes.differing == pytest.approx(np.mean(first != logits.argmax(-1)))
+    assert classes.ranks == 3
+    assert result.top1_agreement is None  # of scores by rank the first is the largest in any file
+    assert "of the first classes (of 3) differ" in str(result)
+    assert "snr" in str(result)
+    alone = tflite_export.fold_processing(model, output="argmax")
+    only = tflite_export.verify(alone, tflite_export.convert(alone, "float32"), given)
+    assert "snr" not in str(only)
+
+
+def test_a_step_that_is_nearly_right(model):
+    with pytest.raises(ValueError, match="got 'topk'. Did you mean 'top_k'?"):
+        tflite_export.fold_processing(model, output="topk")

@@ -146,3 +146,29 @@ def test_limits_hold_for_several_signatures(nets):
 
     with pytest.raises(tflite_export.ConversionError, match="Cholesky"):
         tflite_export.convert({"embed": encoder, "factor": factor}, "float32")
+
+
+def test_calls_that_change_variables_take_whole_batches(nets):
+    _, classifier = nets
+    session = tflite_export.convert(tflite_export.trainable_head(classifier, batch=8), "float32").session()
+    kept = session.run("save")["parameters"]
+    labels = np.arange(8, dtype="int32") % 3
+    given = {next(name for name in session.signatures["train"][0] if name != "label"): X[:8], "label": labels}
+    with pytest.raises(ValueError, match="'train' changes variables and takes 8 samples a call.*got 5"):
+        session.run("train", {name: values[:5] for name, values in given.items()})
+    np.testing.assert_array_equal(session.run("save")["parameters"], kept)
+    session.run("train", given)
+    assert np.abs(session.run("save")["parameters"] - kept).max() > 0
+    np.testing.assert_array_equal(session.run("restore", {"parameters": kept})["parameters"], kept)
+    assert len(session.run("infer", X[:5])["logits"]) == 5
+
+
+def test_a_file_of_several_signatures_tells_them(nets):
+    encoder, classifier = nets
+    file = tflite_export.convert({"embed": encoder, "classify": classifier}, "float32")
+    found = tflite_export.inspect(file)
+    assert set(found.signatures) == {"embed", "classify"}
+    for text in (str(file), str(found)):
+        assert "signatures: " in text
+        assert "embed" in text
+    assert sum(found.dtype_bytes.values()) < file.size_bytes  # what they share is counted once

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tflite_export.app import golden, kotlin
+from tflite_export.app.golden import is_class_number
 from tflite_export.runtime.model import TFLiteModel
+from tflite_export.tflite import flatbuffer
 from tflite_export.tflite.content import TFLite
 
 _PACKAGE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
@@ -68,7 +69,8 @@ def android_bundle(
         labels: Of the classes of the only output, or of the output with as many numbers. Defaults to `None`.
         data: Inputs for the golden runs, as in `TFLiteModel.predict`. Defaults to `None`: seeded random numbers.
         runs: Integer >= 1, golden runs. Defaults to 4.
-        overwrite: Whether a folder that is there is replaced. Defaults to False.
+        overwrite: Whether a bundle that is there is replaced; a folder with other files in it never is. Defaults to
+            False.
 
     Returns: an `AndroidBundle`. The folder is written whole, or not at all.
     Raises: FileExistsError; ValueError for names, labels, or tensors that cannot be; RuntimeError if the golden outputs
@@ -83,6 +85,8 @@ def android_bundle(
     _check(file, name, package, labels, runs)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{os.fspath(path)!r} is there already. Choose another folder, or pass overwrite=True.")
+    if folder.exists():
+        _check_own(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         whole = Path(made) / folder.name
@@ -90,8 +94,8 @@ def android_bundle(
         worst = golden.replayed(whole / _assets(whole), "model.tflite")
         if max(worst.values()) > 1:
             raise RuntimeError(f"The golden outputs are not what the file gives a second time: {worst}.")
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # moved aside, and gone with the temporary folder once the new one is in its place
+            os.replace(folder, Path(made) / "before")
         os.replace(whole, folder)
     files = tuple(sorted(found.relative_to(folder) for found in folder.rglob("*") if found.is_file()))
     return AndroidBundle(folder, files, runs)
@@ -121,13 +125,21 @@ def _write(
 def _check(file: TFLiteModel, name: str, package: str, labels: Sequence[str] | None, runs: int) -> None:
     if not isinstance(name, str) or not _CLASS.fullmatch(name):
         raise ValueError(f"`name` must be letters and digits, a capital first, e.g. 'Digits'; got {name!r}.")
-    if not isinstance(package, str) or not _PACKAGE.fullmatch(package):
-        raise ValueError(f"`package` must be as 'com.example.app', lower case; got {package!r}.")
+    if not isinstance(package, str) or not _PACKAGE.fullmatch(package) or kotlin.KEYWORDS & {*package.split(".")}:
+        raise ValueError(
+            f"`package` must be as 'com.example.app', lower case, without keywords of Kotlin; got {package!r}."
+        )
     if not isinstance(runs, int) or isinstance(runs, bool) or runs < 1:
         raise ValueError(f"`runs` must be an integer >= 1; got {runs!r}.")
     tensors = (*file.inputs, *file.outputs)
     if any(None in info.shape for info in tensors):
         raise ValueError("The file has open sizes; convert it with `batch=1` and fixed `shapes` for an app.")
+    signatures = flatbuffer.signatures(file.content)
+    if len(signatures) > 1:
+        raise ValueError(
+            f"The file has the signatures {', '.join(map(repr, signatures))}, and the Kotlin classes call one alone. "
+            "Convert the source of one of them for the app, or write the calls with LiteRT's `runSignature`."
+        )
     if not kotlin.fits(tensors):
         kinds = ", ".join(f"{info.name}: {info.dtype}" for info in tensors)
         raise ValueError(f"LiteRT's classes take float32, int8, uint8 and int32; the file has {kinds}.")
@@ -140,11 +152,28 @@ def _check(file: TFLiteModel, name: str, package: str, labels: Sequence[str] | N
 
 
 def _check_labels(file: TFLiteModel, labels: Sequence[str]) -> None:
-    sizes = {info.name: info.shape[-1] for info in file.outputs}
-    if isinstance(labels, str) or len(labels) not in sizes.values():
+    sizes = {info.name: info.shape[-1] if info.shape else 1 for info in file.outputs}
+    ranks = [info for info in file.outputs if is_class_number(info)]  # which tell no number of classes
+    if isinstance(labels, str) or (len(labels) not in sizes.values() and not ranks):
         raise ValueError(f"{len(labels)} labels fit no output: {sizes} are the numbers of their classes.")
     if any(not isinstance(label, str) or not label.strip() or "\n" in label for label in labels):
         raise ValueError("Each label must be a line of text that is not empty.")
+
+
+def _check_own(folder: Path) -> None:
+    """Refuses to replace what is no bundle.
+
+    Raises: FileExistsError.
+    """
+    own = re.compile(r"README\.md|build\.gradle\.kts\.lines|app/src/main/assets/[^/]+/[^/]+|app/src/.*/java/.*\.kt")
+    files = [found.relative_to(folder).as_posix() for found in folder.rglob("*") if not found.is_dir()]
+    strange = sorted(name for name in files if not own.fullmatch(name))
+    if strange or (files and "build.gradle.kts.lines" not in files) or not folder.is_dir():
+        named = f", e.g. {strange[0]!r}" if strange else ""
+        raise FileExistsError(
+            f"{str(folder)!r} holds other files than a bundle{named}, and is left as it is. Choose a folder of its "
+            "own, and copy `app/` from there."
+        )
 
 
 def _assets(folder: Path) -> Path:
@@ -203,5 +232,10 @@ A `.tflite` file of {file.size_bytes:,} bytes, precision {file.precision}, for T
 ```
 
 The Kotlin and Gradle files are **not compiled here**. The golden vectors were replayed from this folder on
-ai_edge_litert.
+ai_edge_litert when it was made; again, without a device:
+
+```
+python -c "from pathlib import Path; from tflite_export.app.golden import replayed; \\
+print(replayed(Path('app/src/main/assets/{asset}'), 'model.tflite'))"   # at most 1 for each output is right
+```
 """

@@ -104,6 +104,11 @@ def _stored(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     return raw.reshape(-1, *entry["shape"])
 
 
+def is_class_number(info: TensorInfo) -> bool:
+    """Whether an output is a number of a class, or several by rank, as argmax and top-k give them."""
+    return info.scale is None and info.dtype in ("int32", "int64")
+
+
 def _tolerance(info: TensorInfo, values: np.ndarray) -> float:
     if info.scale is not None:
         return float(_STEPS)

@@ -17,6 +17,40 @@ _ARRAYS = {
 _BYTES = {"FloatArray": ("asFloatBuffer()", 4), "IntArray": ("asIntBuffer()", 4), "ByteArray": ("", 1)}
 _HEAD = "// Not compiled where it was written: compile it, and run the test on a device, before you rely on it.\n"
 
+# The hard keywords of the language, which can name nothing.
+KEYWORDS = frozenset(
+    [
+        "as",
+        "break",
+        "class",
+        "continue",
+        "do",
+        "else",
+        "false",
+        "for",
+        "fun",
+        "if",
+        "in",
+        "interface",
+        "is",
+        "null",
+        "object",
+        "package",
+        "return",
+        "super",
+        "this",
+        "throw",
+        "true",
+        "try",
+        "typealias",
+        "typeof",
+        "val",
+        "var",
+        "when",
+        "while",
+    ]
+)
+
 
 def fits(infos: Sequence[TensorInfo]) -> bool:
     """Whether LiteRT's Kotlin classes take tensors of these types."""
@@ -196,7 +230,7 @@ def identifier(name: str) -> str:
     """A tensor's name in Kotlin."""
     words = [word for word in re.split(r"\W|_", name, flags=re.ASCII) if word] or ["tensor"]
     made = words[0][0].lower() + words[0][1:] + "".join(word[0].upper() + word[1:] for word in words[1:])
-    return f"tensor{made}" if made[0].isdigit() or made in ("in", "is", "as", "fun", "val", "var", "object") else made
+    return f"tensor{made}" if made[0].isdigit() or made in KEYWORDS else made
 
 
 def _documented(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> str:

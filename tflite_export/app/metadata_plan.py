@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tflite_export.app.golden import is_class_number
 from tflite_export.app.metadata_fields import FIRST_VERSION, Metadata, Normalization, TensorText
 from tflite_export.app.metadata_schema import ColorSpace, ContentKind, ModelNotes, TensorNotes
 from tflite_export.runtime.model import TensorInfo, TFLiteModel
@@ -109,7 +110,7 @@ def _texts(what: str, texts: Sequence[TensorText], infos: Sequence[TensorInfo]) 
 
 def _check_labels(info: TensorInfo, labels: Sequence[str]) -> None:
     size = info.shape[-1] if info.shape else 1
-    if size != len(labels):
+    if size != len(labels) and not is_class_number(info):
         raise ValueError(
             f"Output {info.name!r} has {'any number of' if size is None else size} scores, shape "
             f"{_shape(info)}, and there are {len(labels)} labels. Give one label for each, in the order of the classes."

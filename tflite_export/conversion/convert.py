@@ -21,7 +21,7 @@ from tflite_export.conversion.unchanged import guessed, unchanged
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
-from tflite_export.sources import quality
+from tflite_export.sources.norms import of_norms
 from tflite_export.sources.protocol import Source
 from tflite_export.tflite import records
 
@@ -86,8 +86,8 @@ def convert(
             `"int8"`, or `"int4"` (dense layers): e.g. `{"logits": "float32"}`. Defaults to `None`.
         sparse: Whether to store kernels without their zeros, which helps from about half of zeros on: a file of 0.3 of
             the size with 80 % zeros, not a faster one on most processors. With precisions `"float32"`, `"float16"`,
-            `"weight_int8"`, and for convolutions in int8 files; what runtimes get wrong is refused. Defaults to
-            `False`.
+            `"weight_int8"`, and for convolutions in int8 files; kernels that runtimes get wrong so stay whole
+            (`TFLiteModel.notes`), and a file that gains nothing is refused. Defaults to `False`.
         custom_ops: Names of operations that are not builtin and that the app's runtime has, e.g. `["FlexErf"]` (errors
             name them). A file with one is not loaded and not compared here, and says so (`TFLiteModel.notes`). Defaults
             to none.
@@ -137,8 +137,7 @@ def convert(
     try:
         return carry_out(job, place)
     finally:
-        if job.data is not None and not job.source.has_ranges:
-            warn_of(job.seen)
+        warn_of(job)
 
 
 def _loaded(job: Job, content: bytes, calibrated: tuple[str, ...]) -> TFLiteModel:
@@ -156,9 +155,15 @@ def _loaded(job: Job, content: bytes, calibrated: tuple[str, ...]) -> TFLiteMode
         ) from error
 
 
-def warn_of(seen: quality.Statistics) -> None:
-    """Tells what is strange about data that ranges were learned from; `diagnose` looks at their scale, too."""
-    for finding in seen.findings(rescales=True) if seen.count else ():
+def warn_of(job: Job) -> None:
+    """Tells what is strange about data that ranges were learned from."""
+    if job.data is None or job.source.has_ranges or not job.seen.count:
+        return
+    with silenced():
+        found = job.seen.findings(rescales=True)
+        if not job.source.processed:  # else the data are not those of the module
+            found += of_norms(job.source.module, job.data.head)
+    for finding in found:
         warnings.warn(f"`representative_data`: {finding}", UserWarning, stacklevel=3)
 
 
@@ -211,12 +216,17 @@ def _checked(
         else:
             model = _loaded(job, content, calibrated)
         violations = replace(job.contract, floats=floats).check(model, job.source)
-        notes = (*([not_run(custom)] if custom else []), *unchanged(model, job.source), *guessed(job.unseen))
+        notes = (
+            *([not_run(custom)] if custom else []),
+            *unchanged(model, job.source),
+            *guessed(job.unseen),
+            *job.whole,
+        )
         if not violations and not custom:
             violations = differences(model, job.source, job.precision, job.sample)
         if target is not None and not violations:
-            told, violations = assess(target, model)
-            notes = (*notes, *told)
+            fit, violations = assess(target, model)
+            notes = (*notes, *fit)
     if violations:
         said = "\n".join(f"  {violation}" for violation in dict.fromkeys(map(str, violations)))
         raise ConversionError(

@@ -1,10 +1,13 @@
 """Files that store kernels without their zeros: TensorFlow Lite's sparse encoding, where runtimes get it right."""
 
+from collections.abc import Iterator
+
 from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.job import Job
 from tflite_export.errors import ConversionError
 from tflite_export.silence import silenced
 from tflite_export.tflite import records
+from tflite_export.tflite.whole import with_whole_kernels
 
 PRECISIONS = ("float32", "float16", "weight_int8", "int8", "uint8", "int8_float_io")
 _WITHOUT_BLOCKS = ("float16", "weight_int8")
@@ -24,9 +27,9 @@ def check_sparse(precision: str) -> None:
 
 
 def sparsified(job: Job, content: bytes) -> bytes:
-    """The file with kernels stored sparsely, where that is shorter.
+    """The file with kernels stored sparsely, but for those that runtimes get wrong then, which `job.whole` tells.
 
-    Raises: ConversionError for a file without such a kernel, and for combinations that runtimes get wrong.
+    Raises: ConversionError for a file that is no shorter so.
     """
     failure: Exception | None = None
     with silenced(job.verbose) as said:
@@ -39,32 +42,44 @@ def sparsified(job: Job, content: bytes) -> bytes:
     if failure is not None:
         raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
     ops = records.ops(made, job.source.layers, scopes_numbered=job.source.scopes_numbered)
-    sparse = [(op, tensor) for op in ops for tensor in op.inputs if tensor.block is not None]
-    if not sparse or len(made) >= len(content):
+    wrong = dict(_wrong(job, ops))
+    if wrong:
+        made = with_whole_kernels(made, frozenset(wrong))
+    if len(made) >= len(content) or not any(
+        tensor.block for op in ops for tensor in op.inputs if tensor.name not in wrong
+    ):
+        why = " ".join(dict.fromkeys(wrong.values())) or _zeros(job, ops)
         raise ConversionError(
-            f"`sparse`: {job.source.label} has too few zeros for a {job.precision.name!r} file that is shorter without "
-            f"them ({len(made):,} bytes, {len(content):,} with them). {_zeros(job, ops)}Prune it first, or leave "
-            "`sparse` out."
+            f"`sparse`: a {job.precision.name!r} file of {job.source.label} without its zeros has {len(made):,} bytes, "
+            f"with them {len(content):,}. {why}Leave `sparse` out."
         )
+    job.whole.extend(f"stored with its zeros: {why.strip()}" for why in dict.fromkeys(wrong.values()))
+    return made
+
+
+def _wrong(job: Job, ops: tuple[records.OpRecord, ...]) -> Iterator[tuple[str, str]]:
+    """Name of a sparse kernel that runtimes get wrong -> which layer, why, and the way out."""
     readers = {tensor.name: op for op in ops for tensor in op.inputs}
-    for op, tensor in sparse:
+    for op in ops:
         reader = op
         while reader.name in ("DENSIFY", "DEQUANTIZE") and reader.outputs[0].name in readers:
             reader = readers[reader.outputs[0].name]
-        layer = op.layer or reader.layer
-        if job.precision.name in _WITHOUT_BLOCKS and (tensor.block or 1) > 1:
-            raise ConversionError(
-                f"`sparse`: the kernel of layer {layer!r} has zeros in blocks of {tensor.block}, and stored so "
-                f"as {job.precision.name!r} it makes ai_edge_litert 2.3 compute NaN or something else. Choose "
-                "'float32', or prune single weights instead of blocks."
-            )
-        if job.precision.integer and reader.name == "FULLY_CONNECTED" and not reader.is_float:
-            raise ConversionError(
-                f"`sparse`: {layer!r} is a dense layer, and ai_edge_litert 2.3 does not load (or gets wrong) a "
-                f"sparse dense kernel in an {job.precision.name!r} file; those of convolutions it does. Choose "
-                "'weight_int8' or 'float32', or leave `sparse` out."
-            )
-    return made
+        layer, name = op.layer or reader.layer, job.precision.name
+        for tensor in op.inputs:
+            if tensor.block is None:
+                continue
+            if name in _WITHOUT_BLOCKS and tensor.block > 1:
+                yield (
+                    tensor.name,
+                    f"The kernel of layer {layer!r} has zeros in blocks of {tensor.block}; stored so as {name!r}, "
+                    "ai_edge_litert 2.3 computes NaN or wrong numbers: choose 'float32', or prune single weights. ",
+                )
+            elif job.precision.integer and reader.name == "FULLY_CONNECTED" and not reader.is_float:
+                yield (
+                    tensor.name,
+                    f"{layer!r} is a dense layer, whose sparse kernel in an {name!r} file ai_edge_litert 2.3 does not "
+                    "load or gets wrong: choose 'weight_int8' or 'float32'. ",
+                )
 
 
 def _zeros(job: Job, ops: tuple[records.OpRecord, ...]) -> str:

@@ -19,6 +19,7 @@ from tflite_export.sources import samples
 from tflite_export.sources.resolve import resolve
 
 PRECISIONS = ("int8_float_io", "dynamic", "weight_int8", "float16")
+_ROUNDING = 1e-9  # 0.837 - 0.827 is more than 0.01
 _ALIKE = 1.05  # times that differ by less say nothing: the smaller file is taken
 
 
@@ -168,9 +169,9 @@ def _tried(
             floats += new
             continue
         if not floats:
-            warn_of(job.seen)
+            warn_of(job)
         value = _value(metric, file)
-        holds = reference - value <= max_drop
+        holds = reference - value <= max_drop + _ROUNDING
         yield file, Step(precision, tuple(floats), value, reference - value, holds, file.size_bytes)
         if holds or precision not in OF:
             return
@@ -208,7 +209,13 @@ def _chosen(times: dict[str, float], files: dict[str, TFLiteModel], prefer: str)
 
 
 def _value(metric: Callable[[TFLiteModel], float], file: TFLiteModel) -> float:
-    value = float(metric(file))
+    found = metric(file)
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`metric` must return a number; got {type(found).__name__} for the {file.precision} file."
+        ) from None
     if not np.isfinite(value):
         raise ValueError(f"`metric` must return a finite number; got {value!r} for the {file.precision} file.")
     return value

@@ -11,16 +11,14 @@ from tflite_export.errors import ConversionError
 from tflite_export.runtime.runner import Runner
 from tflite_export.silence import silenced
 from tflite_export.sources import quality, samples
+from tflite_export.sources.norms import of_norms
 from tflite_export.sources.protocol import Source
 from tflite_export.sources.quality import Finding
 from tflite_export.sources.resolve import resolve
 from tflite_export.tflite import records
 
 SAMPLES = 64
-_FACTOR = 10.0  # of a standard deviation: another scale
-_SHIFT = 4.0  # standard deviations
 _MANY = 0.25  # of a layer's channels
-_FIRST_NORMS = 3
 _WITH_CHANNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
@@ -75,7 +73,7 @@ def diagnose(source: Any, data: Any, *, max_samples: int = 512) -> Diagnosis:
     found = quality.findings(arrays, rescales=begins_by_rescaling(resolved))
     some = {name: array[:SAMPLES] for name, array in arrays.items()}
     with silenced():
-        found += _of_norms(resolved.module, some)
+        found += of_norms(resolved.module, some)
         found += _of_channels(resolved, some)
     return Diagnosis(tuple(found), len(next(iter(arrays.values()))))
 
@@ -84,33 +82,6 @@ def begins_by_rescaling(source: Source) -> bool:
     """Whether the first layers with a name of a Keras model scale their input."""
     kinds = [type(layer).__name__ for layer in getattr(source.module, "layers", ())][:4]
     return any(kind in ("Rescaling", "Normalization", "BatchNormalization") for kind in kinds)
-
-
-def _of_norms(model: Any, arrays: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    """The first BatchNormalization layers: what comes in now, beside what came in when they were trained."""
-    import keras
-
-    norms = [layer for layer in getattr(model, "layers", ()) if type(layer).__name__ == "BatchNormalization"]
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None) or not norms:
-        return
-    norms = norms[:_FIRST_NORMS]
-    inner = keras.Model(model.inputs, [norm.input for norm in norms])
-    given = list(arrays.values())
-    seen = inner(given if len(given) > 1 else given[0], training=False)
-    for norm, values in zip(norms, seen if isinstance(seen, list) else [seen], strict=True):
-        axes = tuple(axis for axis in range(len(values.shape)) if axis != norm.axis % len(values.shape))
-        mean, variance = np.mean(values, axis=axes), np.var(values, axis=axes)
-        own_mean, own = np.asarray(norm.moving_mean), np.asarray(norm.moving_variance) + norm.epsilon
-        factor = float(np.median(np.sqrt((variance + 1e-12) / own)))
-        shift = float(np.median(np.abs(mean - own_mean) / np.sqrt(own)))
-        if not 1 / _FACTOR < factor < _FACTOR or shift > _SHIFT:
-            yield Finding(
-                "scale",
-                f"what comes in spreads {factor:.3g} times as far as in training, {shift:.3g} standard deviations off",
-                "The data are on another scale than those the model was trained on: give them as `fit` had them",
-                norm.name,
-            )
-            return
 
 
 def _of_channels(source: Source, arrays: Mapping[str, np.ndarray]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ import numpy as np
 from tflite_export import metrics
 
 MAX_OVER_RMSE = 20
+_MAX_NOISE = 2.0  # of the limit: a file on which kernels differ more is not the source
 _MAX_STEP = 4 / 255  # of the peak: outputs of both signs, and calibration data that reached twice as far
 
 
@@ -27,9 +28,11 @@ class Accepted:
     def limit(self, peak: float) -> float:
         """Largest root mean square error for outputs up to `peak`.
 
-        A file with a grid far wider than its source's outputs must not loosen its own limit.
+        A file with a grid far wider than its source's outputs must not loosen its own limit, nor one that is so
+        sensitive that kernels give it another answer.
         """
-        return max(self.tolerance * peak + min(self.step, _MAX_STEP * peak), self.noise)
+        own = self.tolerance * peak + min(self.step, _MAX_STEP * peak)
+        return max(own, min(self.noise, _MAX_NOISE * own))
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class OutputCheck:
             output's unit; None if it was not needed.
         rmse_limit, max_limit: Of rmse and max_abs_error, in the output's unit.
         passed: Whether both are kept; of integers, whether `differing` is at most the tolerance.
-        differing: Share of integers (classes, labels) that differ, in [0, 1]; None for other outputs.
+        differing: Share of integers (classes, labels) that differ, in [0, 1]; of classes by rank the share of samples
+            whose first class does. None for other outputs.
+        ranks: Of classes by rank, how many ranks there are; None for other outputs.
     """
 
     name: str
@@ -60,6 +65,7 @@ class OutputCheck:
     max_limit: float
     passed: bool
     differing: float | None = None
+    ranks: int | None = None
 
     @property
     def excess(self) -> float:
@@ -75,7 +81,8 @@ class OutputCheck:
     def why(self, tolerance: float) -> str:
         """The numbers that decided."""
         if self.differing is not None:
-            return f"{self.differing:.2%} of the integers differ, {'<=' if self.passed else '>'} {tolerance:.2%}"
+            what = "integers" if self.ranks is None else f"first classes (of {self.ranks})"
+            return f"{self.differing:.2%} of the {what} differ, {'<=' if self.passed else '>'} {tolerance:.2%}"
         sides = (("rmse", self.rmse, self.rmse_limit), ("max |error|", self.max_abs_error, self.max_limit))
         said = [f"{name} {value:.3g} {'<=' if value <= limit else '>'} {limit:.3g}" for name, value, limit in sides]
         kernels = (
@@ -93,6 +100,7 @@ def check_output(
     step: float = 0.0,
     classifier: bool = False,
     measured: bool = False,
+    ranked: bool = False,
 ) -> OutputCheck:
     """Compares one output.
 
@@ -104,6 +112,8 @@ def check_output(
         step: Of the output's grid, in its unit; 0 for none.
         classifier: Whether it is (n, classes), of which the largest matters.
         measured: Whether `accepted.noise` was measured.
+        ranked: Whether it is (n, k) of classes by rank, of which only the first must agree: those behind it may be as
+            likely as each other.
 
     Raises: ValueError for other shapes.
     """
@@ -111,7 +121,8 @@ def check_output(
         raise ValueError(f"Output {name!r}: the source gives shape {reference.shape}, the file {candidate.shape}.")
     distance = metrics.errors(reference, candidate)
     whole = reference.dtype.kind in "iub"
-    differing = float(np.mean(reference != candidate)) if whole else None
+    first = (reference[..., :1], candidate[..., :1]) if ranked else (reference, candidate)
+    differing = float(np.mean(first[0] != first[1])) if whole else None
     limit, many = accepted.limit(distance.peak), classifier and reference.shape[1] > 5
     return OutputCheck(
         name=name,
@@ -129,4 +140,5 @@ def check_output(
         if differing is not None
         else distance.rmse <= limit and distance.max_abs_error <= MAX_OVER_RMSE * limit,
         differing=differing,
+        ranks=reference.shape[-1] if ranked else None,
     )

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,11 @@ class Verification:
     def __str__(self) -> str:
         tops = (("top-1", self.top1_agreement), ("top-5", self.top5_agreement))
         said = "".join(f", {name} agreement {share:.2%}" for name, share in tops if share is not None)
+        whole = all(check.differing is not None for check in self.outputs)
+        numbers = "" if whole else f": snr {self.snr_db:.1f} dB, cosine {self.cosine:.6f}"
         lines = [
             f"{'passed' if self.passed else 'FAILED'}: {self.why}",
-            f"  {self.samples} samples: snr {self.snr_db:.1f} dB, cosine {self.cosine:.6f}{said}",
+            f"  {self.samples} samples{numbers}{said}",
         ]
         if self.diverges is not None:
             lines.append(f"  first layer above the tolerance: {self.diverges}")
@@ -100,15 +102,16 @@ def verify(
 ) -> Verification:
     """Runs source and file on the same data and compares their outputs.
 
-        limit   = max(tolerance * max |source| + step, noise)
+        own     = tolerance * max |source| + step
+        limit   = max(own, min(noise, 2 * own))
         passed <=> rmse <= limit  and  max |file - source| <= 20 * limit        for every output
 
     step and noise count with the default tolerance only. step is that of a quantized output, as no such file can be
     closer, but at most 4/255 of max |source|. noise is the root mean square difference of the file itself on XNNPACK
     and on the runtime's other kernels, measured when the file would not pass otherwise. The first condition is about
     accuracy; the second about single values, such as one class of many that never fires. Of an output of integers (as
-    `fold_processing` makes them) the share that differs must be at most the tolerance. Of a file that does not pass
-    the first layer that differs is looked for.
+    `fold_processing` makes them) the share that differs must be at most the tolerance, of classes by rank that of the
+    first ones. Of a file that does not pass the first layer that differs is looked for.
 
     Args:
         source: As in `convert`; or another `.tflite` file, e.g. the float32 one (path, bytes, `TFLiteModel`), for which
@@ -141,16 +144,17 @@ def verify(
     pairs = _pair(resolved, file)
     given = {pairs[name]: array for name, array in arrays.items()}
     with silenced():
-        expected = resolved.compared(resolved.predict(arrays))
+        expected = resolved.predict(arrays)
         found = Runner(file.content).run(given)
     _refuse_bad_reference(expected, resolved.label)
-    found = resolved.compared({name: found[pairs[name]] for name in expected})
+    found = {name: found[pairs[name]] for name in expected}
     own = precisions.get(file.precision).tolerance
-    checks = _checks(file, expected, found, arrays, own if tolerance is None else tolerance, tolerance is None)
+    ranked = resolved.ranked
+    checks = _checks(file, expected, found, arrays, own if tolerance is None else tolerance, tolerance is None, ranked)
     if tolerance is None and not all(check.passed for check in checks):
         noise = _noise(file, given)
         noise = {name: noise[pairs[name]] for name in expected}
-        checks = _checks(file, expected, found, arrays, own, True, noise)
+        checks = _checks(file, expected, found, arrays, own, True, ranked, noise)
     result = _summary(checks, float(own if tolerance is None else tolerance), len(next(iter(arrays.values()))))
     if layers:
         return _with_layers(result, resolved, file, arrays, pairs)
@@ -169,6 +173,7 @@ def _checks(
     inputs: Arrays,
     tolerance: float,
     excused: bool,
+    ranked: Collection[str] = (),
     noise: Mapping[str, float] | None = None,
 ) -> list[OutputCheck]:
     shapes = [array.shape for array in inputs.values() if array.dtype.kind == "f"]
@@ -177,12 +182,9 @@ def _checks(
     for place, (name, reference) in enumerate(expected.items()):
         step = steps.get(name, [*steps.values()][place])
         accepted = Accepted(tolerance, step if excused else 0.0, (noise or {}).get(name, 0.0))
-        classifier = (
-            reference.dtype.kind == "f"
-            and reference.ndim == 2
-            and reference.shape[1] >= 2
-            and reference.shape not in shapes
-        )
+        scores = reference.dtype.kind == "f" and reference.ndim == 2 and reference.shape[1] >= 2
+        # Scores by rank have the largest in the first place in any file.
+        classifier = scores and reference.shape not in shapes and not ranked
         checks.append(
             check_output(
                 name,
@@ -192,6 +194,7 @@ def _checks(
                 step=step,
                 classifier=classifier,
                 measured=noise is not None,
+                ranked=name in ranked,
             )
         )
     return checks
@@ -240,6 +243,9 @@ def _refuse_bad_reference(expected: dict[str, np.ndarray], label: str) -> None:
 def _summary(checks: list[OutputCheck], tolerance: float, samples: int) -> Verification:
     worst = max(checks, key=lambda check: check.excess)
     place = f"output {worst.name!r}: " if len(checks) > 1 else ""
+    floats = [check for check in checks if check.differing is None] or checks
+    classes = [check for check in checks if check.differing is not None and check is not worst]
+    told = "".join(f"; output {check.name!r}: {check.why(tolerance)}" for check in classes)
     first, five = (
         [share for share in shares if share is not None]
         for shares in (
@@ -250,13 +256,13 @@ def _summary(checks: list[OutputCheck], tolerance: float, samples: int) -> Verif
     return Verification(
         max_abs_error=max(check.max_abs_error for check in checks),
         rmse=max(check.rmse for check in checks),
-        snr_db=min(check.snr_db for check in checks),
-        cosine=min(check.cosine for check in checks),
+        snr_db=min(check.snr_db for check in floats),
+        cosine=min(check.cosine for check in floats),
         top1_agreement=min(first, default=None),
         top5_agreement=min(five, default=None),
         tolerance=tolerance,
         passed=all(check.passed for check in checks),
-        why=place + worst.why(tolerance),
+        why=place + worst.why(tolerance) + told,
         samples=samples,
         outputs=tuple(checks),
     )

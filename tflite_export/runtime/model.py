@@ -14,7 +14,7 @@ from tflite_export.runtime.runner import Runner, grid
 from tflite_export.runtime.session import Session
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
-from tflite_export.tflite import op_versions
+from tflite_export.tflite import flatbuffer, op_versions
 from tflite_export.tflite.records import borders, precision_of
 
 
@@ -181,6 +181,9 @@ class TFLiteModel:
         lines = [f"{self.precision} .tflite, {self.size_bytes:,} bytes"]
         for what, infos in (("input ", self.inputs), ("output", self.outputs)):
             lines += [f"  {what} {_describe(info)}" for info in infos]
+        signatures = flatbuffer.signatures(self.content)
+        if len(signatures) > 1:
+            lines.append(f"  signatures: {', '.join(signatures)}; `session()` calls each, `predict` the first alone")
         if self.calibrated:
             more = f" and {len(self.calibrated) - 5} more" if len(self.calibrated) > 5 else ""
             lines.append(f"  ranges from calibration, not training: {', '.join(self.calibrated[:5])}{more}")

@@ -9,6 +9,9 @@ from tflite_export.runtime.runner import dequantize, quantize
 from tflite_export.silence import silenced
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import InputSpec
+from tflite_export.tflite.flatbuffer import assigning
+
+UNUSED = "unused"
 
 
 class Session:
@@ -39,6 +42,7 @@ class Session:
             raise ValueError(f"ai_edge_litert cannot load the file: {failure}\n{said.tail(4)}".strip()) from failure
         if not found:
             raise ValueError("The file has no signature.")
+        self._changing = assigning(content)
         self.signatures = {name: (tuple(one["inputs"]), tuple(one["outputs"])) for name, one in found.items()}
 
     def details(self, signature: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,19 +73,29 @@ class Session:
         found = self._callers[signature](**given)
         return {name: dequantize(found[name], detail) for name, detail in outputs.items()}
 
-    def run(self, signature: str, data: Any) -> dict[str, np.ndarray]:
+    def run(self, signature: str, data: Any = None) -> dict[str, np.ndarray]:
         """Any number of samples, call by call in the signature's batch size; the last batch is filled up and cut.
 
         Args:
             signature: Name.
-            data: As `TFLiteModel.predict` takes it.
+            data: As `TFLiteModel.predict` takes it; None for a signature that needs none (its only input is called
+                `unused`).
 
         Returns: output name -> array (n, ...); of outputs without a batch, what the calls gave, stacked.
+        Raises: ValueError for data that do not fit; for another number of samples than whole batches where the
+            signature changes variables, which would learn from the filling, too.
         """
-        arrays = samples.read(self.specs(signature), data, what="data")
         inputs, outputs = self.details(signature)
+        if data is None and list(inputs) == [UNUSED]:
+            data = np.zeros(inputs[UNUSED]["shape"], np.float32)
+        arrays = samples.read(self.specs(signature), data, what="data")
         size = int(next(iter(inputs.values()))["shape"][0])
         count = len(next(iter(arrays.values())))
+        if count % size and signature in self._changing:
+            raise ValueError(
+                f"Signature {signature!r} changes variables and takes {size} samples a call: give a multiple of "
+                f"{size}; got {count}. Convert it with another `batch` for others."
+            )
         parts = [self.call(signature, batch) for batch in samples.groups(arrays, size)]
         return {name: _joined([part[name] for part in parts], size, count) for name in outputs}
 

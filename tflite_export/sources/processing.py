@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def fold_processing(
         inputs=inputs,
         outputs=tuple(new for name in inner.outputs for new in _names(name, steps.get(name, ()))),
         layers=inner.layers | {_BEFORE, _AFTER},
+        processed=True,
         ranked=frozenset(_names(name, own)[1] for name, own in steps.items() if "top_k" in own),
         calibration=None if inner.calibration is None else _undone(inner.calibration, scales, inputs),
     )
@@ -148,7 +150,10 @@ def _steps(source: Source, output: Any, k: Any) -> dict[str, tuple[str, ...]]:
     found = {name: (steps,) if isinstance(steps, str) else tuple(steps) for name, steps in given.items()}
     for name, steps in found.items():
         if bad := [step for step in steps if step not in STEPS]:
-            raise ValueError(f"`output` of {name!r}: a step is one of {', '.join(map(repr, STEPS))}; got {bad[0]!r}.")
+            close = get_close_matches(str(bad[0]), STEPS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            choice = ", ".join(map(repr, STEPS))
+            raise ValueError(f"`output` of {name!r}: a step is one of {choice}; got {bad[0]!r}.{hint}")
         if any(step in _LAST for step in steps[:-1]):
             raise ValueError(f"`output` of {name!r}: {' and '.join(map(repr, _LAST))} come last; got {list(steps)}.")
     return found

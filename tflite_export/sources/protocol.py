@@ -58,6 +58,7 @@ class Source:
         floats: Names of the layers that are to compute in floating point in an integer file, too.
         reference: As `function`: what it predicts by itself, if `function` is a form of it for the converter.
         precisions: Names of the precisions it can have; None: all that fit `has_ranges`.
+        processed: Whether something was folded in around the module.
         ranked: Names of outputs (n, k) that hold classes by rank, of which the first one is compared: those behind it
             may be as likely as each other.
         kernels: Kernels whose integers the file must have, as dicts; filled once `function` was called.
@@ -77,6 +78,7 @@ class Source:
     reference: Callable[..., Any] | None = None
     precisions: tuple[str, ...] | None = None
     kernels: Sequence[Mapping[str, Any]] = ()
+    processed: bool = False
     ranked: frozenset[str] = frozenset()
 
     @property

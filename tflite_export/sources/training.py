@@ -31,7 +31,9 @@ def trainable_head(
     ```
     file = tflite_export.convert(tflite_export.trainable_head(model, learning_rate=0.1), "float32")
     session = file.session()
-    session.run("train", {"image": images, "label": labels})
+    session.run("train", {"image": images, "label": labels})      # a multiple of 8 samples
+    kept = session.run("save")["parameters"]
+    session.run("restore", {"parameters": kept})
     ```
 
     Reference: Bottou, Curtis, Nocedal, "Optimization methods for large-scale machine learning", SIAM Review 2018,

@@ -86,6 +86,25 @@ def operator_name(model: Any, operator: Any) -> tuple[str, bool]:
     return _names_of(schema.BuiltinOperator).get(number, f"BUILTIN_{number}"), False
 
 
+def signatures(content: bytes) -> tuple[str, ...]:
+    """Names of the signatures of a file."""
+    model = read(content)
+    found = (model.SignatureDefs(number).SignatureKey() for number in range(model.SignatureDefsLength()))
+    return tuple((name or b"").decode() for name in found)
+
+
+def assigning(content: bytes) -> frozenset[str]:
+    """Names of the signatures that change variables of the file."""
+    model = read(content)
+    found = set()
+    for signature in (model.SignatureDefs(number) for number in range(model.SignatureDefsLength())):
+        graph = model.Subgraphs(signature.SubgraphIndex())
+        kinds = {operator_name(model, graph.Operators(place))[0] for place in range(graph.OperatorsLength())}
+        if "ASSIGN_VARIABLE" in kinds:
+            found.add((signature.SignatureKey() or b"").decode())
+    return frozenset(found)
+
+
 def versions(content: bytes) -> list[tuple[str, int]]:
     """(name, version) of every operator of a file that is no custom one, inner graphs included."""
     model = read(content)

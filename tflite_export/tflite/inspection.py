@@ -98,6 +98,10 @@ class Inspection:
             f"  {sum(self.ops.values())} operations: {ops}",
             f"  constants in bytes: {kinds or 'none'}; {self.sparsity:.0%} of the weights are zero; {self.macs:,} MACs",
         ]
+        if len(self.signatures) > 1:
+            lines.append(
+                f"  signatures: {', '.join(self.signatures)}; inputs and outputs above are those of the first graph"
+            )
         if self.custom_ops:
             lines.append(f"  not built in: {', '.join(self.custom_ops)}")
         return "\n".join([*lines, *_table(self.layers)])
@@ -119,10 +123,8 @@ def inspect(tflite: TFLite) -> Inspection:
     ```
     """
     content = content_of(tflite)
-    model = flatbuffer.read(content)
-    graph, tensors, ops = model.Subgraphs(0), records.tensors(content), records.ops(content)
-    signatures = [model.SignatureDefs(place) for place in range(model.SignatureDefsLength())]
-    constants = {id(tensor): tensor for op in ops for tensor in op.inputs if tensor.data is not None}
+    ops, borders = records.ops(content), records.borders(content)
+    constants = {tensor.buffer: tensor for op in ops for tensor in op.inputs if tensor.data is not None}
     sizes: Counter[str] = Counter()
     for tensor in constants.values():
         sizes[tensor.dtype] += tensor.stored_bytes
@@ -131,9 +133,9 @@ def inspect(tflite: TFLite) -> Inspection:
         gzip_bytes=gzip_size(content),
         precision=records.precision_of(content),
         min_runtime=op_versions.min_runtime(content),
-        signatures=tuple((signature.SignatureKey() or b"").decode() for signature in signatures),
-        inputs=tuple(_border(tensors[number]) for number in records.numbers(graph.InputsAsNumpy())),
-        outputs=tuple(_border(tensors[number]) for number in records.numbers(graph.OutputsAsNumpy())),
+        signatures=flatbuffer.signatures(content),
+        inputs=tuple(_border(name, tensor) for name, _, tensor in borders[0]),
+        outputs=tuple(_border(name, tensor) for name, _, tensor in borders[1]),
         ops=dict(Counter(op.name for op in ops)),
         custom_ops=tuple(dict.fromkeys(op.name for op in ops if op.custom)),
         layers=_layers(ops),
@@ -151,7 +153,7 @@ def _layers(ops: tuple[records.OpRecord, ...]) -> tuple[LayerPart, ...]:
     counted: set[int] = set()
     parts = []
     for layer, own in by.items():
-        held = {id(tensor): tensor for op in own for tensor in op.inputs if tensor.data is not None}
+        held = {tensor.buffer: tensor for op in own for tensor in op.inputs if tensor.data is not None}
         new = [tensor for key, tensor in held.items() if key not in counted]
         counted |= set(held)
         scales = [scale for tensor in new if _is_weight(tensor) for scale in tensor.scales]
@@ -206,9 +208,9 @@ def _zeros(tensors: list[records.TensorRecord]) -> float:
     return sum(int(data.size - np.count_nonzero(data)) for data in weights) / count if count else 0.0
 
 
-def _border(tensor: records.TensorRecord) -> str:
+def _border(name: str, tensor: records.TensorRecord) -> str:
     grid = f", scale {tensor.scales[0]:.6g}, zero point {tensor.zero_points[0]}" if tensor.scales else ""
-    return f"{tensor.name}: {tensor.dtype} ({', '.join(map(str, tensor.shape))}){grid}"
+    return f"{name}: {tensor.dtype} ({', '.join(map(str, tensor.shape))}){grid}"
 
 
 def _table(layers: tuple[LayerPart, ...]) -> list[str]:

@@ -123,6 +123,11 @@ class FileObjects:
         )
         operator.inputs = np.array([int(operator.inputs[0]), factor], np.int32)
 
+    def store_whole(self, number: int, values: np.ndarray) -> None:
+        """Stores a sparse constant with its zeros."""
+        tensor = self.graph.tensors[number]
+        tensor.sparsity, tensor.buffer = None, self._new_buffer(np.ascontiguousarray(values).tobytes())
+
     def set_step(self, number: int, step: float) -> None:
         """Gives a tensor this step, and the zero point 0."""
         self._set_grid(self.graph.tensors[number], np.array([step], np.float32), 0)

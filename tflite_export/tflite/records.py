@@ -9,6 +9,7 @@ import numpy as np
 from tflite_export.tflite import flatbuffer, sparsity
 
 _BORDER = ("QUANTIZE", "DEQUANTIZE")
+_STORED = (*_BORDER, "DENSIFY")
 _NO_LAYER = ("StatefulPartitionedCall", "PartitionedCall", "tfl.")
 _INTEGERS = ("int4", "int8", "uint8", "int16")
 
@@ -26,6 +27,7 @@ class TensorRecord:
         axis: Channel axis of the scales.
         data: Constant values in `dtype` (int4 as int8; bytes of strings), or None.
         stored_bytes: Of a constant in the file.
+        buffer: Number of what it is stored in, which tensors of several graphs may share.
         block: Of a constant stored without its zeros: how many values are left out together, e.g. 1; else None.
     """
 
@@ -37,6 +39,7 @@ class TensorRecord:
     axis: int
     data: np.ndarray | None
     stored_bytes: int = 0
+    buffer: int = 0
     block: int | None = None
 
 
@@ -52,9 +55,9 @@ class OpRecord:
 
     @property
     def is_float(self) -> bool:
-        """Whether it computes in floating point; quantizing and dequantizing is not computing."""
+        """Whether it computes in floating point; quantizing, dequantizing and unpacking is not computing."""
         touched = (*(tensor for tensor in self.inputs if tensor.data is None), *self.outputs)
-        return self.name not in _BORDER and any(tensor.dtype in ("float32", "float16") for tensor in touched)
+        return self.name not in _STORED and any(tensor.dtype in ("float32", "float16") for tensor in touched)
 
 
 def tensors(content: bytes, subgraph: int = 0) -> tuple[TensorRecord, ...]:
@@ -218,6 +221,7 @@ def _tensor(model: object, tensor: object) -> TensorRecord:
         axis=int(quantization.QuantizedDimension()) if quantization is not None else 0,
         data=data,
         stored_bytes=stored,
+        buffer=int(tensor.Buffer()),  # type: ignore[attr-defined]
         block=block,
     )
 
