@@ -318,7 +318,7 @@ def test_places_and_files_that_do_not_fit(small, capfd, tmp_path, monkeypatch):
     code, _, err = _run(capfd, "verify", small / "m.keras", small / "m.tflite", "--data", tmp_path / "labels.txt")
     assert (code, "make one by np.savez" in err) == (2, True)
     (tmp_path / "firmware").mkdir()
-    code, said, _ = _run(capfd, "c-array", small / "m.tflite", "-o", tmp_path / "firmware")
+    code, _, _ = _run(capfd, "c-array", small / "m.tflite", "-o", tmp_path / "firmware")
     assert (code, (tmp_path / "firmware" / "m.h").is_file()) == (0, True)
     np.savez(tmp_path / "any.npz", whatever=np.load(small / "x.npz")[np.load(small / "x.npz").files[0]])
     code, _, _ = _run(capfd, "bundle", small / "m.tflite", "-o", tmp_path / "b", "--data", tmp_path / "any.npz")
