@@ -141,6 +141,14 @@ def test_layer_normalization_has_no_float_operation_in_int8():
     assert len(codes) == len({*tflite_export.inspect(file).ops})
 
 
+def test_16_bits_tell_other_failures_as_they_are():
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    model = keras.Model(tokens, layers.Dense(3)(layers.Embedding(9, 4)(tokens)))
+    with pytest.raises(ConversionError, match="does not convert to int16x8: Max and min") as caught:
+        tflite_export.convert(model, "int16x8", np.arange(40, dtype="int32").reshape(8, 5) % 9)
+    assert "is computed by" not in str(caught.value)
+
+
 def test_16_bits_name_the_layer_without_a_kernel():
     data = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
     with pytest.raises(ConversionError, match=r"layer 'norm' is computed by NEG.*16 bits. Choose 'int8_float_io'"):

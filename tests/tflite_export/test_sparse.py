@@ -83,3 +83,11 @@ def test_precisions_without_it(precision):
 def test_a_model_with_few_zeros():
     with pytest.raises(ConversionError, match=r"too few zeros for a 'float32' file.*Most zeros: .*%.*Prune it first"):
         tflite_export.convert(net(0.05), "float32", X, sparse=True)
+
+
+def test_a_file_that_would_be_longer():
+    model = keras.Sequential([keras.Input((64,)), L.Dense(64, name="hidden")])
+    kernel = np.asarray(model.layers[0].kernel)
+    model.layers[0].kernel.assign(kernel * (np.random.default_rng(0).random(kernel.shape) > 0.5))
+    with pytest.raises(ConversionError, match=r"too few zeros .*\(7,\d+ bytes, 6,\d+ with them\)"):
+        tflite_export.convert(model, "weight_int8", sparse=True)
