@@ -142,3 +142,8 @@ def test_a_violation_reads_as_a_sentence():
 def test_a_file_from_bytes_has_no_open_question(dense):
     content = tflite_export.convert(dense, "float32").content
     assert contract("float32").check(TFLiteModel.from_content(content), resolve(dense)) == []
+
+
+def test_shapes_must_fit_the_sizes_that_are_fixed(dense):
+    with pytest.raises(ValueError, match=r"input 'x' has samples of shape \(12,\).*got \(13,\)"):
+        tflite_export.convert(dense, "float32", shapes={"x": (13,)})

@@ -10,6 +10,7 @@ from tflite_export.errors import ConversionError
 from tflite_export.tflite import flatbuffer, kernels, records
 from tflite_export.tflite.constants import packed_4_bits
 from tflite_export.tflite.objects import FileObjects
+from tflite_export.tflite.products import as_multiplications
 
 X = np.random.default_rng(1).normal(size=(16, 8, 8, 2)).astype("float32")
 
@@ -82,3 +83,16 @@ def test_16_bit_activations_of_a_float_model(model):
 
 def test_two_integers_of_4_bits_in_a_byte():
     assert packed_4_bits(np.array([1, -1, 7, -8, 3])) == bytes([0xF1, 0x87, 0x03])
+
+
+def test_a_kind_that_no_operation_is_any_longer_leaves_the_file():
+    x = keras.Input((4,))
+    before = tflite_export.convert(keras.Model(x, L.Dense(3)(-keras.ops.exp(x))), "float32")
+    after = as_multiplications(before.content)
+    assert "NEG" in tflite_export.inspect(before).ops
+    file = FileObjects(after)
+    codes = file.model.operatorCodes
+    assert len(codes) == len({file.kind(operator) for operator in file.operators}) == 3
+    given = X[:, 0, :2].reshape(-1, 4)
+    found = tflite_export.TFLiteModel.from_content(after).predict(given)
+    np.testing.assert_allclose(found, before.predict(given), rtol=1e-6)

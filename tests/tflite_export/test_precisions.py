@@ -101,3 +101,14 @@ def test_unknown_precision_lists_the_known(dense):
 def test_a_precision_name_is_taken_once():
     with pytest.raises(ValueError, match="'int8' is already taken"):
         precisions.precision("int8", tolerance=1.0)(lambda converter, representative: None)
+
+
+@pytest.mark.parametrize("precision", ["dynamic", "int4"])
+def test_kernels_that_stayed_float_are_told(precision):
+    layers = keras.layers
+    stack = [keras.Input((8, 8, 2)), layers.Conv2D(4, 3, name="conv"), layers.Flatten(), layers.Dense(32, name="large")]
+    notes = tflite_export.convert(keras.Sequential([*stack, layers.Dense(3, name="small")]), precision).notes
+    assert [note.split(":")[0] for note in notes] == ["2 of 3 kernels stayed float32 (conv, small)"]
+    few = keras.Sequential([keras.Input((8,)), layers.Dense(3, name="few")])
+    (note,) = tflite_export.convert(few, precision).notes
+    assert note.startswith("all kernels stayed float32 (few): ")

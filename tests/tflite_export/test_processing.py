@@ -1,5 +1,7 @@
 """Processing folded into a file, against the same steps by NumPy around the model."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from keras import layers as L
 
 import tflite_export
 from tflite_export.sources.protocol import InputSpec
+from tflite_export.sources.resolve import resolve
 from tflite_export.tflite import records
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3)).astype("uint8")
@@ -143,3 +146,29 @@ def test_ranks_are_told_as_ranks(model, logits):
 def test_a_step_that_is_nearly_right(model):
     with pytest.raises(ValueError, match="got 'topk'. Did you mean 'top_k'?"):
         tflite_export.fold_processing(model, output="topk")
+
+
+@pytest.mark.parametrize("bytes_in", [False, True])
+def test_what_a_source_brings_along_is_folded_too(model, bytes_in):
+    inner = replace(
+        resolve(model),
+        calibration={"image": PIXELS * SCALE + OFFSET},
+        reference=lambda image: model(image, training=False) + 1,
+    )
+    source = tflite_export.fold_processing(inner, rescale=(SCALE, OFFSET), uint8_input=bytes_in)
+    assert source.calibration["image"].dtype == ("uint8" if bytes_in else "float32")
+    np.testing.assert_allclose(source.calibration["image"], PIXELS, atol=1e-3)
+    given = PIXELS if bytes_in else PIXELS.astype("float32")
+    expected = model.predict(PIXELS * SCALE + OFFSET, verbose=0) + 1
+    np.testing.assert_allclose(source.predict({"image": given})["logits"], expected, atol=1e-4)
+
+
+def test_bytes_for_an_integer_head_and_a_float_one():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 6, 3), name="image", dtype="uint8")
+    pixels = L.Flatten()(keras.ops.cast(image, "float32"))
+    model = keras.Model(image, [L.Dense(3, name="a")(pixels), L.Dense(2, name="b")(pixels)])
+    given = PIXELS[:, :6, :6]
+    found = tflite_export.convert(model, "int8", given, layers={"b": "float32"}).predict(given)
+    for name, expected in zip("ab", model.predict(given, verbose=0), strict=True):
+        np.testing.assert_allclose(found[name], expected, atol=0.02 * np.abs(expected).max())

@@ -141,7 +141,67 @@ def test_layer_normalization_has_no_float_operation_in_int8():
     assert len(codes) == len({*tflite_export.inspect(file).ops})
 
 
+def test_16_bits_tell_other_failures_as_they_are():
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    model = keras.Model(tokens, layers.Dense(3)(layers.Embedding(9, 4)(tokens)))
+    with pytest.raises(
+        ConversionError, match="does not convert to int16x8: TensorFlow's quantizer has no range for 'tokens'"
+    ) as caught:
+        tflite_export.convert(model, "int16x8", np.arange(40, dtype="int32").reshape(8, 5) % 9)
+    assert "is computed by" not in str(caught.value)
+
+
 def test_16_bits_name_the_layer_without_a_kernel():
     data = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
     with pytest.raises(ConversionError, match=r"layer 'norm' is computed by NEG.*16 bits. Choose 'int8_float_io'"):
         tflite_export.convert(normalized(), "int16x8", data)
+
+
+def test_a_model_that_keras_quantized():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="packed")])
+    model.quantize("int8")
+    with pytest.raises(ValueError, match=r"quantized by Keras.*in the layers 'packed'.*'weight_int8'"):
+        tflite_export.convert(model, "float32")
+
+
+def test_a_model_without_operations():
+    same = keras.Input((5,), name="same")
+    model = keras.Model(same, layers.Activation("linear")(same))
+    data = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+    for precision in ("float32", "int8_float_io", "int8_int4"):
+        found = tflite_export.convert(model, precision, data).predict(data)
+        np.testing.assert_allclose(found, data, atol=0.02)
+
+
+def test_states_of_layers_are_as_they_were():
+    recurrent = layers.LSTM(5, stateful=True, unroll=True)
+    model = keras.Sequential([keras.Input((4, 3), batch_size=2), recurrent])
+    model(np.ones((2, 4, 3), "float32"))
+    before = [np.array(state) for state in recurrent.states]
+    assert all(state.any() for state in before)
+    tflite_export.convert(model, "float32", batch=2)
+    for state, value in zip(recurrent.states, before, strict=True):
+        np.testing.assert_array_equal(state, value)
+
+
+def test_what_is_missing_is_told_in_float16_as_in_float32():
+    inputs = keras.Input((12,))
+    model = keras.Model(inputs, keras.ops.argmax(layers.Dense(5)(inputs), -1))
+    with pytest.raises(ConversionError) as caught:
+        tflite_export.convert(model, "float16")
+    assert "set_dtype_policy" not in str(caught.value)
+
+
+def test_one_sample_that_was_not_scaled_is_told():
+    keras.utils.set_random_seed(0)
+    images = np.random.default_rng(0).random((200, 8, 8, 3)).astype("float32")
+    images[150] *= 255
+    stack = [layers.Conv2D(8, 3, activation="relu"), layers.GlobalAveragePooling2D(), layers.Dense(4, name="logits")]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *stack])
+    with pytest.warns(UserWarning, match="representative_data") as told:
+        file = tflite_export.convert(model, "int8", images)
+    texts = [str(warning.message) for warning in told]
+    assert any("sample 150 reaches" in text and "was it not scaled as the others" in text for text in texts)
+    assert np.unique(file.predict(images[:8])).size == 1
+    assert any("output 'logits': the file gives" in text for text in texts)
+    assert any("Look at the representative data" in note for note in file.notes)

@@ -75,6 +75,8 @@ def test_limit_spreads_over_arrays_and_stops_generators():
 
     assert samples.read(ONE, endless(), limit=5)["x"].shape == (5, 3)
     assert len(drawn) == 3
+    assert samples.read(ONE, endless(), limit=4)["x"].shape == (4, 3)
+    assert len(drawn) == 5  # no batch more than needed
 
 
 def test_groups_fill_the_last_batch():
@@ -106,6 +108,7 @@ def test_groups_fill_the_last_batch():
         (TWO, [X, B[:3]], r"as many samples as the others; got \{'a': 4, 'b': 3\}"),
         (TWO, [X, B.astype("float32")], r"input 'b': expected dtype int32; got float32"),
         (TWO, [X, B.astype("int64") + 2**40], r"do not fit int32"),
+        ({"u": InputSpec((None, 2), "uint8")}, B.astype("int64") + 250, r"values from 250 to 257 do not fit uint8"),
         (TWO, iter([(X, B)]), r"one array, but the model has the inputs"),
     ],
 )

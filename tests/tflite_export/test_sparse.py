@@ -99,3 +99,20 @@ def test_precisions_without_it(precision):
 def test_a_model_with_few_zeros():
     with pytest.raises(ConversionError, match=r"without its zeros has .*, with them .*Most zeros: .*%.*Leave"):
         tflite_export.convert(net(0.05), "float32", X, sparse=True)
+
+
+def test_a_file_that_would_be_longer():
+    model = keras.Sequential([keras.Input((64,)), L.Dense(64, name="hidden")])
+    kernel = np.asarray(model.layers[0].kernel)
+    model.layers[0].kernel.assign(kernel * (np.random.default_rng(0).random(kernel.shape) > 0.5))
+    with pytest.raises(ConversionError, match=r"without its zeros has 7,\d+ bytes, with them 6,\d+"):
+        tflite_export.convert(model, "weight_int8", sparse=True)
+
+
+def test_layers_that_are_to_be_float_go_with_it():
+    model = net(0.85)
+    layers = {"hidden": "float32", "head": "float32"}
+    plain, sparse = (tflite_export.convert(model, "int8", X, layers=layers, sparse=sparse) for sparse in (False, True))
+    assert sparse.size_bytes < 0.6 * plain.size_bytes
+    assert sparse.notes == ()
+    np.testing.assert_allclose(sparse.predict(X), plain.predict(X), atol=1e-6)

@@ -84,7 +84,14 @@ def test_what_goes_wrong_while_reading_comes_out_as_it_is(dense, signatures):
     with pytest.raises(ValueError, match=r"batch 1 of representative_data.*96 of 96 values are NaN"):
         tflite_export.convert(source, "int8", wrap(nan))
     with pytest.raises(ValueError, match="values are NaN"):  # arrays are looked at before anything is converted
-        samples.Stream(ONE, np.concatenate([good, good * np.nan]))
+        samples.Stream(ONE, np.concatenate([*[good] * 9, good * np.nan]))
+
+
+def test_the_number_of_samples_is_known_of_arrays():
+    whole = np.zeros((100, 12), "float32")
+    assert samples.Stream(ONE, whole).count == 100
+    assert samples.Stream(ONE, {"x": whole}, limit=70).count == 70
+    assert samples.Stream(ONE, iter([whole])).count is None
 
 
 def test_regrouped():
@@ -119,3 +126,23 @@ def test_statistics_keep_a_bounded_number_of_numbers():
     for _ in range(30):
         seen.add({"x": np.ones((1, 100_000), "float32")})
     assert sum(part.size for part in seen._ranges["x"]._kept) <= 2**20
+
+
+def test_early_and_late_numbers_weigh_the_same():
+    seen = quality.Statistics()
+    for number in range(40):
+        seen.add({"x": np.full((1, 100_000), 1 + number // 20, "float32")})
+    kept = np.concatenate(seen._ranges["x"]._kept)
+    assert np.mean(kept == 2) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_is_found_depends_on_all_batches_and_both_signs():
+    generator = np.random.default_rng(2)
+    mixed = generator.normal(size=(42, 300)).astype("float32")
+    mixed[35:] = mixed[0]  # the last batch is like the first sample, those between are not
+    mixed[20, 5] = -900
+    words = np.zeros((42, 9), "int32")  # of integers only whether they are alike is told
+    seen = quality.Statistics()
+    for start in range(0, 42, 7):
+        seen.add({"x": mixed[start : start + 7], "words": words[start : start + 7]})
+    assert [(one.kind, one.where) for one in seen.findings()] == [("outliers", "x")]

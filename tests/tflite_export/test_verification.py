@@ -9,7 +9,8 @@ import pytest
 
 import tflite_export
 from tflite_export import metrics, precisions
-from tflite_export.proof.outputs import Accepted
+from tflite_export.proof.file_source import file_source
+from tflite_export.proof.outputs import Accepted, check_output
 
 
 def test_errors_by_hand():
@@ -169,6 +170,7 @@ def test_a_file_as_the_source(convnet, dense, images):
     assert by_file.rmse == pytest.approx(by_model.rmse, rel=1e-3)
     assert [layer.op for layer in by_file.layers] == [layer.op for layer in by_model.layers]
     assert tflite_export.verify(whole.content, whole, images).max_abs_error == 0
+    assert file_source(whole).outputs == ("zebra", "ant")
     assert not tflite_export.verify(small, whole, images, 1e-4).passed
     with pytest.raises(ValueError, match=r"the float32 file has the outputs .*the file"):
         tflite_export.verify(whole, tflite_export.convert(dense, "float32"), images)
@@ -178,3 +180,14 @@ def test_a_file_that_kernels_disagree_on_loosens_its_limit_twice_at_most():
     assert Accepted(0.04, noise=0.05).limit(1.0) == 0.05
     assert Accepted(0.04, noise=0.5).limit(1.0) == pytest.approx(0.08)
     assert Accepted(0.04).limit(2.0) == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "uint8"])
+def test_integers_by_their_share_that_differs(dtype):
+    reference = np.array([[0, 1], [1, 1], [0, 0], [1, 0]]).astype(dtype)
+    candidate = reference.copy()
+    candidate[0, 0] = 1
+    at, below = (check_output("y", reference, candidate, Accepted(tolerance)) for tolerance in (1 / 8, 0.12))
+    assert (at.differing, at.passed, at.excess) == (1 / 8, True, 0)
+    assert (below.differing, below.passed, below.excess) == (1 / 8, False, 1 + 1 / 8)
+    assert check_output("y", reference, reference, Accepted(0.01)).differing == 0

@@ -163,7 +163,7 @@ def warn_of(job: Job) -> None:
         found = job.seen.findings(rescales=True)
         if not job.source.processed:  # else the data are not those of the module
             found += of_norms(job.source.module, job.data.head)
-    for finding in found:
+    for finding in (*job.remarks, *found):
         warnings.warn(f"`representative_data`: {finding}", UserWarning, stacklevel=3)
 
 
@@ -223,7 +223,10 @@ def _checked(
             *job.whole,
         )
         if not violations and not custom:
-            violations = differences(model, job.source, job.precision, job.sample)
+            remarks: list[str] = []
+            violations = differences(model, job.source, job.precision, job.sample, remarks)
+            job.remarks.extend(remarks)
+            notes = (*notes, *remarks)
         if target is not None and not violations:
             fit, violations = assess(target, model)
             notes = (*notes, *fit)

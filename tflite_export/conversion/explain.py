@@ -22,7 +22,9 @@ def conversion_error(
         headline += ": " + "; ".join(f"layer {layer!r} ({', '.join(kinds)})" for layer, kinds in places.items())
     elif not _FUSED.search(text):
         headline += f": {_first_line(text)}"
-    return ConversionError(f"{headline}.\n{_way_out(text, batch)}\nThe converter said:\n{_tail(chatter or text)}")
+    return ConversionError(
+        f"{headline}.\n{_way_out(text, batch, precision)}\nThe converter said:\n{_tail(chatter or text)}"
+    )
 
 
 def failing_layers(text: str, source: Source) -> dict[str, list[str]]:
@@ -39,13 +41,13 @@ def failing_layers(text: str, source: Source) -> dict[str, list[str]]:
     return found
 
 
-def _way_out(text: str, batch: int | None) -> str:
+def _way_out(text: str, batch: int | None, precision: str) -> str:
     if "TensorList" in text and batch is None:
         return (
             "A recurrent layer needs a static batch (`batch=1`, the default) or `unroll=True` to be made of builtin "
             "operations."
         )
-    if "xf16>" in text:
+    if "xf16>" in text and precision != "float16":  # there the converter itself writes them
         return (
             "The model computes in float16, which no builtin operation does. Rebuild it under "
             '`keras.config.set_dtype_policy("float32")`, `set_weights(model.get_weights())`, and convert that; float16 '

@@ -10,7 +10,7 @@ from tflite_export.conversion.job import Job
 from tflite_export.conversion.mixed import check_found, of_layers
 from tflite_export.silence import silenced
 from tflite_export.tflite import flatbuffer, records
-from tflite_export.tflite.negation import without_negations
+from tflite_export.tflite.products import as_multiplications
 from tflite_export.tflite.unseen import with_guessed_ranges
 
 _ATTEMPTS = 4
@@ -38,7 +38,7 @@ def calibrated(job: Job, folder: str) -> bytes:
         raise feed.error
     if failure is not None:
         raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
-    content, unseen = with_guessed_ranges(without_negations(content))
+    content, unseen = with_guessed_ranges(as_multiplications(content))
     ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
     job.unseen.extend(dict.fromkeys(op.layer or op.name for op in ops if op.outputs and op.outputs[0].name in unseen))
     return content

@@ -9,7 +9,7 @@ from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.integers import calibrated, quantized
 from tflite_export.conversion.job import Feed, Job
 from tflite_export.conversion.mixed import check_found, of_layers
-from tflite_export.conversion.sparse import sparsified
+from tflite_export.conversion.sparse import renamed, sparsified
 from tflite_export.errors import ConversionError
 from tflite_export.precisions import Precision
 from tflite_export.silence import silenced
@@ -39,14 +39,16 @@ def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes,
         _refuse_loops(job, run_converter(job, precisions.get("float32"), folder, None))
     content, left, floats = _with_ranges(job, folder, ranged)
     content, patched = _finished(job, content)
-    return content, left, floats | patched
+    content, floats = _stored(job, content, floats | patched)
+    return content, left, floats
 
 
 def lowered_again(job: Job) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
     """As `lowered`, for a job whose ranges are there."""
     content, floats = quantized(job, job.ranges[0])
     content, patched = _finished(job, content)
-    return content, (), floats | patched
+    content, floats = _stored(job, content, floats | patched)
+    return content, (), floats
 
 
 def _finished(job: Job, content: bytes) -> tuple[bytes, frozenset[str]]:
@@ -60,7 +62,15 @@ def _finished(job: Job, content: bytes) -> tuple[bytes, frozenset[str]]:
     content = _narrowed(job, content)
     if rule.integer and any(spec.dtype == "uint8" for spec in job.source.inputs.values()):
         content = take_bytes(content)
-    return sparsified(job, content) if job.sparse else content, patched
+    return content, patched
+
+
+def _stored(job: Job, content: bytes, floats: frozenset[str]) -> tuple[bytes, frozenset[str]]:
+    """The file with its kernels stored sparsely, if that is asked for; the names of `floats` in it."""
+    if not job.sparse:
+        return content, floats
+    made = sparsified(job, content)
+    return made, renamed(content, made, floats)
 
 
 def _narrowed(job: Job, content: bytes) -> bytes:

@@ -46,7 +46,7 @@ def check_found(name: str, ops: list[records.OpRecord], source: Source) -> None:
     if not ops:
         raise ConversionError(
             f"`layers`: {name!r} of {source.label} makes no operation of its own (it does nothing in inference, or was "
-            "folded away), so it has no precision. Leave it out."
+            "folded away), so it has no precision. Leave it out; of a model inside, name the layers in it."
         )
 
 

@@ -17,7 +17,11 @@ _RULE = "same function"
 
 
 def differences(
-    model: TFLiteModel, source: Source, precision: Precision, sample: Mapping[str, np.ndarray]
+    model: TFLiteModel,
+    source: Source,
+    precision: Precision,
+    sample: Mapping[str, np.ndarray],
+    remarks: list[str] | None = None,
 ) -> list[Violation]:
     """Outputs that are not finite, or far from the source's.
 
@@ -28,6 +32,13 @@ def differences(
     found = source.compared(Runner(model.content).run(sample))
     slack = min(0.5, 10 * precision.tolerance)
     steps = records.output_steps(model.content)
+    for step, (name, reference) in zip(steps, expected.items(), strict=True):
+        if remarks is not None and reference.dtype.kind == "f" and np.ptp(found[name]) == 0 < np.ptp(reference):
+            remarks.append(
+                f"output {name!r}: the file gives {float(found[name].flat[0]):.3g} for everything on the "
+                f"{len(reference)} samples compared, the source up to {float(np.abs(reference).max()):.3g}: a step of "
+                f"the file is {step:.3g}. Look at the representative data with `diagnose`"
+            )
     return [
         violation
         for step, (name, reference) in zip(steps, expected.items(), strict=True)

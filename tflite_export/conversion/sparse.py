@@ -1,6 +1,6 @@
 """Files that store kernels without their zeros: TensorFlow Lite's sparse encoding, where runtimes get it right."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.job import Job
@@ -42,7 +42,8 @@ def sparsified(job: Job, content: bytes) -> bytes:
     if failure is not None:
         raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
     ops = records.ops(made, job.source.layers, scopes_numbered=job.source.scopes_numbered)
-    wrong = dict(_wrong(job, ops))
+    before = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
+    wrong = dict(_wrong(job, ops, _layers(before, ops)))
     if wrong:
         made = with_whole_kernels(made, frozenset(wrong))
     if len(made) >= len(content) or not any(
@@ -57,14 +58,30 @@ def sparsified(job: Job, content: bytes) -> bytes:
     return made
 
 
-def _wrong(job: Job, ops: tuple[records.OpRecord, ...]) -> Iterator[tuple[str, str]]:
+def renamed(before: bytes, after: bytes, names: frozenset[str]) -> frozenset[str]:
+    """Names of tensors, after the step that gave tensors other names and put DENSIFY in."""
+    one, other = (
+        [op.outputs[0].name for op in records.ops(content) if op.name != "DENSIFY"] for content in (before, after)
+    )
+    return frozenset(new for old, new in zip(one, other, strict=True) if old in names)
+
+
+def _layers(before: tuple[records.OpRecord, ...], after: tuple[records.OpRecord, ...]) -> dict[str, str]:
+    """Name of what an operation makes -> its layer, which the file before still tells."""
+    own = [op.layer for op in before if op.name != "DENSIFY"]
+    return {
+        op.outputs[0].name: layer for op, layer in zip((op for op in after if op.name != "DENSIFY"), own, strict=True)
+    }
+
+
+def _wrong(job: Job, ops: tuple[records.OpRecord, ...], layers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Name of a sparse kernel that runtimes get wrong -> which layer, why, and the way out."""
     readers = {tensor.name: op for op in ops for tensor in op.inputs}
     for op in ops:
         reader = op
         while reader.name in ("DENSIFY", "DEQUANTIZE") and reader.outputs[0].name in readers:
             reader = readers[reader.outputs[0].name]
-        layer, name = op.layer or reader.layer, job.precision.name
+        layer, name = op.layer or layers.get(reader.outputs[0].name, ""), job.precision.name
         for tensor in op.inputs:
             if tensor.block is None:
                 continue

@@ -34,7 +34,7 @@ def file_source(tflite: Any) -> FileSource | None:
     Raises: FileNotFoundError, ValueError.
     """
     named = isinstance(tflite, str | os.PathLike) and Path(tflite).suffix == ".tflite"
-    if not named and not isinstance(tflite, TFLiteModel | bytes):
+    if not named and not isinstance(tflite, TFLiteModel | bytes | bytearray | memoryview):
         return None
     file = TFLiteModel.load(tflite)
 

@@ -25,6 +25,7 @@ def from_keras(model: Any) -> Source:
 
     label = f"Keras model {model.name!r}"
     _check_names(model, label)
+    _refuse_quantized(model, label)
     structure, outputs = getattr(model, "_inputs_struct", None), None
     if structure is None and isinstance(model, keras.Sequential) and model.built:
         structure, outputs = model.inputs[0], model.outputs
@@ -73,6 +74,18 @@ def _check_names(model: Any, label: str) -> None:
             f"{label} has names that TensorFlow cannot put into a graph: {', '.join(map(repr, strange))}. Expected "
             "letters, digits and _ . - / only, a letter, a digit or a dot first. Build the model with such names and "
             "copy the weights: `new.set_weights(model.get_weights())`."
+        )
+
+
+def _refuse_quantized(model: Any, label: str) -> None:
+    """Keras' own quantization makes products of int8 matrices that TensorFlow Lite has no operation for."""
+    done = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    if done:
+        named = ", ".join(map(repr, done[:5])) + (", ..." if len(done) > 5 else "")
+        raise ValueError(
+            f"{label} was quantized by Keras (`model.quantize`), in the layers {named}, with operations that "
+            "TensorFlow Lite lacks. Convert the model as it was before, to 'int8' with representative data, or to "
+            "'weight_int8'."
         )
 
 

@@ -65,6 +65,9 @@ def fold_processing(
 
         return whole
 
+    outputs = tuple(new for name in inner.outputs for new in _names(name, steps.get(name, ())))
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"The outputs would be {list(outputs)}: two of one name. Rename an output layer of the model.")
     inputs = {
         name: InputSpec(spec.shape, "uint8" if name in raw else spec.dtype) for name, spec in inner.inputs.items()
     }
@@ -74,7 +77,7 @@ def fold_processing(
         function=around(inner.function),
         reference=None if inner.reference is None else around(inner.reference),
         inputs=inputs,
-        outputs=tuple(new for name in inner.outputs for new in _names(name, steps.get(name, ()))),
+        outputs=outputs,
         layers=inner.layers | {_BEFORE, _AFTER},
         processed=True,
         ranked=frozenset(_names(name, own)[1] for name, own in steps.items() if "top_k" in own),

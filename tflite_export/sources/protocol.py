@@ -96,7 +96,15 @@ class Source:
         return named_outputs(self.function(*tensors), self.outputs)
 
     def predict(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs the source itself eagerly, in batches: output name -> array (n, ...)."""
+        """Runs the source itself eagerly, in batches: output name -> array (n, ...). States of layers are put back."""
+        held = [(variable, np.array(variable)) for variable in _states(self.module)]
+        try:
+            return self._predict(arrays)
+        finally:
+            for variable, value in held:
+                variable.assign(value)
+
+    def _predict(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
         count = len(next(iter(arrays.values())))
@@ -140,6 +148,14 @@ def from_protocol(target: Any) -> Source:
         reference=answer.get("reference"),
         kernels=answer.get("kernels", ()),
     )
+
+
+def _states(module: Any) -> list[Any]:
+    """Variables that a call may change; those of a stateful recurrent layer are in no list of the model's."""
+    found = list(getattr(module, "non_trainable_variables", ()))
+    for layer in getattr(module, "_flatten_layers", list)():
+        found += [one for one in getattr(layer, "states", None) or () if hasattr(one, "assign")]
+    return found
 
 
 def safe_names(names: Iterable[str]) -> tuple[str, ...]:

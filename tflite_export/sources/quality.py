@@ -88,6 +88,7 @@ class _Range:
         self._shape: tuple[int, ...] = ()
         self._kept: list[np.ndarray] = []
         self._stride = 1
+        self._largest: list[float] = []
 
     def add(self, values: np.ndarray) -> None:
         """Takes numbers in: smallest, largest, and evenly spaced ones for the percentile."""
@@ -95,6 +96,8 @@ class _Range:
         self._low, self._high = min(self._low, float(flat.min())), max(self._high, float(flat.max()))
         self._size += flat.size
         self._shape = values.shape
+        if len(self._largest) < _KEPT:
+            self._largest += np.abs(flat).reshape(len(values), -1).max(axis=1).tolist()
         self._kept.append(np.abs(flat[:: self._stride]))
         while sum(part.size for part in self._kept) > _KEPT:
             self._stride *= 2
@@ -113,6 +116,16 @@ class _Range:
                 "If it was trained on 0..1 or -1..1, give the data as `fit` had them, e.g. x / 255",
                 name,
             )
+        usual = float(np.median(self._largest))
+        if len(self._largest) >= FEW and usual > 0 and max(self._largest) > _FAR * usual:
+            yield Finding(
+                "outliers",
+                f"sample {int(np.argmax(self._largest))} reaches {max(self._largest):.3g}, half of the samples no more "
+                f"than {usual:.3g}",
+                "int8 spreads its 256 steps up to it: was it not scaled as the others? Mend or remove it",
+                name,
+            )
+            return
         typical = float(np.percentile(np.concatenate(self._kept), 99.9)) if self._size >= 10_000 else 0.0
         if typical > 0 and largest > _FAR * typical:
             yield Finding(

@@ -33,12 +33,13 @@ def with_integer_weights(content: bytes) -> bytes:
     file = FileObjects(content)
     for number in range(file.graphs):
         file.select(number)
+        made: dict[int, int] = {}
         for operator in list(file.operators):
             kind = file.kind(operator)
             if kind in _KERNELS:
                 _narrow_kernel(file, operator, *_KERNELS[kind])
             elif kind in _TABLES:
-                _narrow_table(file, operator, _TABLES[kind])
+                _narrow_table(file, operator, _TABLES[kind], made)
     return file.content()
 
 
@@ -53,13 +54,15 @@ def _narrow_kernel(file: FileObjects, operator: Any, place: int, axis: int | Non
     file.dequantized_constant(number, integers, steps.ravel().astype(np.float32), axis or 0, 8)
 
 
-def _narrow_table(file: FileObjects, operator: Any, place: int) -> None:
+def _narrow_table(file: FileObjects, operator: Any, place: int, narrow: dict[int, int]) -> None:
+    """`narrow`: number of a table -> that of the one in int8, of those that were made before."""
     number = int(operator.inputs[place])
     values = file.float_values(number)
     if values is None or values.ndim < 2:
         return
     step = np.maximum(np.abs(values).max(), 1e-12).astype(np.float32) / _LARGEST
-    made = file.like(number)
-    file.set_integers(made, np.rint(values / step).astype(np.int8), step.reshape(1), 0, 8)
-    file.set_input(operator, place, made)
+    if number not in narrow:
+        narrow[number] = file.like(number)
+        file.set_integers(narrow[number], np.rint(values / step).astype(np.int8), step.reshape(1), 0, 8)
+    file.set_input(operator, place, narrow[number])
     file.dequantized_after(operator, step.reshape(1))

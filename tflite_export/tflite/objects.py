@@ -26,6 +26,8 @@ class FileObjects:
         self._schema = schema
         self.model = schema.ModelT.InitFromPackedBuf(content, 0)
         _check_inside(self.model)
+        for graph in self.model.subgraphs:
+            graph.operators = graph.operators or []  # the generated code gives None for a graph without any
         self.graph = self.model.subgraphs[0]
         self._kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"}
         self._dequantized: dict[int, int] = {}
