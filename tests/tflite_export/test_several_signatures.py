@@ -172,3 +172,18 @@ def test_a_file_of_several_signatures_tells_them(nets):
         assert "signatures: " in text
         assert "embed" in text
     assert sum(found.dtype_bytes.values()) < file.size_bytes  # what they share is counted once
+
+
+def test_each_signature_is_verified(nets):
+    encoder, classifier = nets
+    file = tflite_export.convert({"embed": encoder, "classify": classifier}, "float32")
+    sources, data = {"embed": encoder, "classify": classifier}, {"embed": X, "classify": X}
+    result = tflite_export.verify(sources, file, data)
+    assert result.passed
+    assert [check.name.split("/")[0] for check in result.outputs] == ["embed", "classify"]
+    other = keras.models.clone_model(encoder)
+    assert not tflite_export.verify({"embed": other}, file, {"embed": X}).passed
+    with pytest.raises(ValueError, match=r"signatures \[.*\]; got sources for \['head'\]"):
+        tflite_export.verify({"head": classifier}, file, {"head": X})
+    with pytest.raises(ValueError, match=r"a dict signature name -> data, of \['embed'\]"):
+        tflite_export.verify({"embed": encoder}, file, X)

@@ -21,7 +21,7 @@ from tflite_export.silence import silenced
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import Source
 from tflite_export.sources.resolve import resolve
-from tflite_export.tflite import records
+from tflite_export.tflite import flatbuffer, records
 
 _NOISE_SAMPLES = 64
 TFLite = TFLiteModel | str | os.PathLike[str] | bytes
@@ -115,9 +115,10 @@ def verify(
 
     Args:
         source: As in `convert`; or another `.tflite` file, e.g. the float32 one (path, bytes, `TFLiteModel`), for which
-            TensorFlow is not loaded.
+            TensorFlow is not loaded. For a file of several signatures, a dict signature name -> source, of those to
+            compare.
         tflite: `TFLiteModel`, path, or bytes.
-        data: As `representative_data` in `convert`; all of it is used.
+        data: As `representative_data` in `convert`; all of it is used. For several signatures a dict of these.
         tolerance: Float > 0, or None for the precision's: 2e-5 for float32, 0.002 for float16, 0.02 for
             int16x8, 0.15 for 4 bits, 0.04 for the others.
         layers: Whether the error of every layer is measured, also of a file that passes. Defaults to `False`.
@@ -136,6 +137,8 @@ def verify(
     if tolerance is not None and not (isinstance(tolerance, float | int) and 0 < tolerance < float("inf")):
         raise ValueError(f"`tolerance` must be a number > 0; got {tolerance!r}.")
     file = TFLiteModel.load(tflite)
+    if isinstance(source, Mapping):
+        return _verify_signatures(source, file, data, tolerance, layers)
     resolved: Source | None = file_source(source)
     if resolved is None:
         with silenced():
@@ -164,6 +167,34 @@ def verify(
         return _with_layers(result, resolved, file, arrays, pairs)
     except (ConversionError, ValueError):  # the source alone does not become a float file: nothing to compare with
         return result
+
+
+def _verify_signatures(
+    sources: Mapping[str, Any], file: TFLiteModel, data: Any, tolerance: float | None, layers: bool
+) -> Verification:
+    """Each signature on a freshly loaded file, so that what one assigns is not in the answer of another."""
+    known = flatbuffer.signatures(file.content)
+    if layers:
+        raise ValueError("`layers` is for files of one signature.")
+    if not sources or set(sources) - set(known):
+        raise ValueError(f"The file has the signatures {list(known)}; got sources for {list(sources)}.")
+    if not isinstance(data, Mapping) or set(data) != set(sources):
+        raise ValueError(f"`data` for several signatures is a dict signature name -> data, of {list(sources)}.")
+    own = precisions.get(file.precision).tolerance if tolerance is None else float(tolerance)
+    checks, counts = [], []
+    for name, source in sources.items():
+        with silenced():
+            resolved = resolve(source)
+        arrays = samples.read(resolved.inputs, data[name], what=f"data[{name!r}]")
+        with silenced():
+            expected, found = resolved.predict(arrays), file.session().run(name, arrays)
+        _refuse_bad_reference(expected, resolved.label)
+        counts.append(len(next(iter(arrays.values()))))
+        checks += [
+            check_output(f"{name}/{output}", reference, np.asarray(found[output]), Accepted(own))
+            for output, reference in expected.items()
+        ]
+    return _summary(checks, own, min(counts))
 
 
 def _checks(
