@@ -77,7 +77,7 @@ def _convert(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--target", choices=TARGETS, help="where it is to run: chooses the precision, says why")
     command.add_argument("--calibration", metavar="NPZ", help="representative inputs; int8 needs them")
     _add_output(command, "TFLITE", "file to write")
-    command.add_argument("--batch", type=_batch, default=1, metavar="N", help="samples a run, or 'any' (default 1)")
+    _add_sizes(command)
     command.add_argument(
         "--layer",
         dest="layers",
@@ -86,15 +86,6 @@ def _convert(commands: Any) -> argparse.ArgumentParser:
         type=_layer,
         metavar="NAME=PRECISION",
         help="float32, int8 or int4 for one layer of an integer file; may be repeated",
-    )
-    command.add_argument(
-        "--shape",
-        dest="shapes",
-        action="append",
-        default=[],
-        type=_shape,
-        metavar="NAME=N,N,...",
-        help="of one sample, for an input with open sizes: image=224,224,3; may be repeated",
     )
     command.add_argument("--max-samples", type=int, default=512, metavar="N", help="of the inputs (default 512)")
     command.add_argument("--sparse", action="store_true", help="store kernels without their zeros")
@@ -120,6 +111,8 @@ def _best(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--validation", required=True, metavar="NPZ", help="inputs, and their classes as 'y'")
     command.add_argument("--max-drop", type=float, default=0.01, metavar="SHARE", help="of the accuracy (default 0.01)")
     command.add_argument("--prefer", choices=("latency", "size"), default="latency")
+    _add_sizes(command)
+    _add_processing(command)
     _add_output(command, "TFLITE", "file to write")
     return command
 
@@ -202,6 +195,19 @@ def _add_model(command: argparse.ArgumentParser, more: str = "") -> None:
         default=[],
         metavar="MODULE",
         help="import it first, for the custom classes in the .keras file: kdopt for a QAT model",
+    )
+
+
+def _add_sizes(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--batch", type=_batch, default=1, metavar="N", help="samples a run, or 'any' (default 1)")
+    command.add_argument(
+        "--shape",
+        dest="shapes",
+        action="append",
+        default=[],
+        type=_shape,
+        metavar="NAME=N,N,...",
+        help="of one sample, for an input with open sizes: image=224,224,3; may be repeated",
     )
 
 

@@ -57,7 +57,7 @@ def best(options: Options) -> int:
     labels = held.pop("y").ravel()
     from tflite_export.proof.best import convert_best
 
-    source = _source(options.model, False)
+    source = _processed(_source(options.model, False), options)
 
     def accuracy(file: Any) -> float:
         found = file.predict(_fit(held, source))
@@ -71,6 +71,8 @@ def best(options: Options) -> int:
         accuracy,
         max_drop=options.max_drop,
         prefer=options.prefer,
+        batch=options.batch,
+        shapes=dict(options.shapes) or None,
         verbose=0 if options.json else 1,
     )
     chosen.file.save(output)

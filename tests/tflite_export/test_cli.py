@@ -174,6 +174,19 @@ def test_best(small, capfd, tmp_path):
     assert "must hold the labels as 'y'; it holds ['x']" in err
 
 
+def test_best_with_processing_inside(small, capfd, tmp_path):
+    out = tmp_path / "best.tflite"
+    held = dict(np.load(small / "x.npz"))
+    (name,) = held
+    np.savez(tmp_path / "held.npz", **held, y=np.zeros(len(held[name]), int))
+    best = ("best", small / "m.keras", "--calibration", small / "x.npz", "--validation", tmp_path / "held.npz")
+    code, _, err = _run(capfd, *best, "-o", out, "--rescale", "2,0", "--append", "softmax", "--batch", "4")
+    assert (code, err) == (0, "")
+    file = tflite_export.TFLiteModel.load(out)
+    assert file.inputs[0].shape[0] == 4
+    assert "SOFTMAX" in tflite_export.inspect(out).ops
+
+
 def test_inspect_update_and_c_array(small, capfd, tmp_path):
     code, said, _ = _run(capfd, "inspect", small / "m.tflite", "--picture", tmp_path / "m.png")
     assert code == 0

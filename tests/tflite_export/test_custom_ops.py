@@ -37,7 +37,7 @@ def test_allowed_by_name(model, name, precision, tmp_path):
     assert f"neither loaded nor compared with its source here, since it holds {name}" in str(file)
     assert ("select-tf-ops" in str(file)) == name.startswith("Flex")
     assert file.save(tmp_path / "m.tflite").read_bytes() == file.content
-    with pytest.raises(ValueError, match="ai_edge_litert cannot load the file"):
+    with pytest.raises(ValueError, match=f"ai_edge_litert cannot load the file: it does not have {name}"):
         file.predict(np.zeros((1, 3, 3), "float32"))
 
 

@@ -141,3 +141,10 @@ def _in_float32(layer):
     config = layer.get_config()
     config["dtype"] = "float32"
     return type(layer).from_config(config)
+
+
+def test_a_file_with_code_in_it(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Lambda(lambda x: x + 1)])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=r"holds a Lambda layer, which is code.*safe_mode=False"):
+        tflite_export.convert(tmp_path / "m.keras", "float32")

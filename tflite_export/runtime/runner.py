@@ -8,6 +8,7 @@ import numpy as np
 
 from tflite_export.silence import silenced
 from tflite_export.sources.samples import groups
+from tflite_export.tflite import flatbuffer
 
 _RESOLVERS = {"xnnpack": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
 KERNELS = tuple(_RESOLVERS)
@@ -48,6 +49,12 @@ class Runner:
             except (ValueError, RuntimeError) as error:
                 failure = error
         if failure is not None:
+            custom = flatbuffer.custom_operations(content) if isinstance(content, bytes) else ()
+            if custom:
+                raise ValueError(
+                    f"ai_edge_litert cannot load the file: it does not have {', '.join(custom)}, which the app's "
+                    "runtime must bring along."
+                ) from failure
             raise ValueError(f"ai_edge_litert cannot load the file: {failure}\n{said.tail(4)}".strip()) from failure
 
     @property

@@ -85,6 +85,11 @@ def _from_path(path: Path) -> Source:
 def _reason(error: Exception) -> str:
     """Keras' message without the model's whole config, and the way out where there is one."""
     text = str(error)
+    if "safe_mode" in text:
+        return (
+            "It holds a Lambda layer, which is code. If you trust it, load it in Python, "
+            "`keras.models.load_model(path, safe_mode=False)`, and convert the model."
+        )
     missing = re.search(r"Could not locate \w+ '[^']*'", text)
     if missing:
         return (

@@ -105,6 +105,13 @@ def assigning(content: bytes) -> frozenset[str]:
     return frozenset(found)
 
 
+def custom_operations(content: bytes) -> tuple[str, ...]:
+    """Names of the operations of a file that are not builtin."""
+    model = read(content)
+    codes = (model.OperatorCodes(place).CustomCode() for place in range(model.OperatorCodesLength()))
+    return tuple(dict.fromkeys(code.decode() for code in codes if code is not None))
+
+
 def versions(content: bytes) -> list[tuple[str, int]]:
     """(name, version) of every operator of a file that is no custom one, inner graphs included."""
     model = read(content)
