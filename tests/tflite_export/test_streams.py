@@ -146,3 +146,15 @@ def test_what_is_found_depends_on_all_batches_and_both_signs():
     for start in range(0, 42, 7):
         seen.add({"x": mixed[start : start + 7], "words": words[start : start + 7]})
     assert [(one.kind, one.where) for one in seen.findings()] == [("outliers", "x")]
+
+
+def test_outliers_in_one_sample_and_in_all():
+    values = np.random.default_rng(0).normal(size=(64, 5000)).astype("float32")
+    assert quality.findings({"x": values}) == []
+    values[:, 7] = 500.0
+    (found,) = quality.findings({"x": values})
+    assert "times the 99.9th percentile" in found.problem
+    values[:, 7] = 0.0
+    values[40, 9] = -500.0
+    (found,) = quality.findings({"x": values})
+    assert found.problem.startswith("sample 40 reaches 500")

@@ -176,12 +176,6 @@ def test_a_file_as_the_source(convnet, dense, images):
         tflite_export.verify(whole, tflite_export.convert(dense, "float32"), images)
 
 
-def test_a_file_that_kernels_disagree_on_loosens_its_limit_twice_at_most():
-    assert Accepted(0.04, noise=0.05).limit(1.0) == 0.05
-    assert Accepted(0.04, noise=0.5).limit(1.0) == pytest.approx(0.08)
-    assert Accepted(0.04).limit(2.0) == pytest.approx(0.08)
-
-
 @pytest.mark.parametrize("dtype", ["bool", "int32", "uint8"])
 def test_integers_by_their_share_that_differs(dtype):
     reference = np.array([[0, 1], [1, 1], [0, 0], [1, 0]]).astype(dtype)

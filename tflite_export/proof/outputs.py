@@ -7,7 +7,6 @@ import numpy as np
 from tflite_export import metrics
 
 MAX_OVER_RMSE = 20
-_MAX_NOISE = 2.0  # of the limit: a file on which kernels differ more is not the source
 _MAX_STEP = 4 / 255  # of the peak: outputs of both signs, and calibration data that reached twice as far
 
 
@@ -28,11 +27,9 @@ class Accepted:
     def limit(self, peak: float) -> float:
         """Largest root mean square error for outputs up to `peak`.
 
-        A file with a grid far wider than its source's outputs must not loosen its own limit, nor one that is so
-        sensitive that kernels give it another answer.
+        A file with a grid far wider than its source's outputs must not loosen its own limit.
         """
-        own = self.tolerance * peak + min(self.step, _MAX_STEP * peak)
-        return max(own, min(self.noise, _MAX_NOISE * own))
+        return max(self.tolerance * peak + min(self.step, _MAX_STEP * peak), self.noise)
 
 
 @dataclass(frozen=True)

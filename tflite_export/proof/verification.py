@@ -102,8 +102,7 @@ def verify(
 ) -> Verification:
     """Runs source and file on the same data and compares their outputs.
 
-        own     = tolerance * max |source| + step
-        limit   = max(own, min(noise, 2 * own))
+        limit   = max(tolerance * max |source| + step, noise)
         passed <=> rmse <= limit  and  max |file - source| <= 20 * limit        for every output
 
     step and noise count with the default tolerance only. step is that of a quantized output, as no such file can be
