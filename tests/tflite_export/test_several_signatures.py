@@ -187,3 +187,9 @@ def test_each_signature_is_verified(nets):
         tflite_export.verify({"head": classifier}, file, {"head": X})
     with pytest.raises(ValueError, match=r"a dict signature name -> data, of \['embed'\]"):
         tflite_export.verify({"embed": encoder}, file, X)
+
+
+def test_strange_data_of_a_signature_are_told(nets):
+    encoder, _ = nets
+    with pytest.warns(UserWarning, match=r"representative_data\['embed'\]`: 8 samples"):
+        tflite_export.convert({"embed": encoder}, "int8", {"embed": X[:8]})

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,6 +156,9 @@ def _run(parts: tuple[Part, ...], rule: Precision, folder: str, verbose: bool) -
     if failure is not None:
         first = parts[0]
         raise conversion_error(failure, first.source, rule.name, first.batch, said.text) from failure
+    for name, feed in feeds.items():
+        for finding in feed.seen.findings(rescales=True):
+            warnings.warn(f"`representative_data[{name!r}]`: {finding}", UserWarning, stacklevel=4)
     return content
 
 
