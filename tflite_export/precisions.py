@@ -103,7 +103,6 @@ def int16x8(converter: Any, representative: Callable[[], Any] | None) -> None:
 
     _integer(converter, representative)
     if representative is not None:
-        converter.experimental_new_quantizer = False  # it is not used for 16 bits, but reads all data a second time
         kernels = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         converter.target_spec.supported_ops = [kernels]
     converter.inference_input_type = converter.inference_output_type = tf.int16

@@ -81,6 +81,45 @@ def test_16_bit_activations_of_a_float_model(model):
     assert np.abs(file.predict(X) - expected).max() < 2e-3 * np.abs(expected).max()
 
 
+def test_16_bits_do_not_clip_what_is_up_to_twice_as_large_as_in_calibration(model):
+    file = tflite_export.convert(model, "int16x8", X)
+    peak = np.abs(X).max()
+    assert file.inputs[0].scale == pytest.approx(2 * peak / 32767, rel=1e-3)
+    larger = X * np.float32(1.95)
+    expected = rounded(model).predict(larger, verbose=0)
+    assert np.abs(file.predict(larger) - expected).max() < 4e-3 * np.abs(expected).max()
+
+
+def test_16_bits_keep_the_bias_of_a_layer_that_is_called_twice():
+    """TensorFlow's quantizer rounds a shared bias to the steps of its first call."""
+    layer = L.Dense(6, name="shared")
+    x = keras.Input((6,))
+    model = keras.Model(x, layer(keras.ops.tanh(layer(x))))
+    bias = np.linspace(-0.5, 0.5, 6).astype("float32")
+    layer.bias.assign(bias)
+    data = 9 * np.random.default_rng(3).normal(size=(64, 6)).astype("float32")
+    file = tflite_export.convert(model, "int16x8", data)
+    kernel = np.asarray(layer.kernel)
+    step = np.abs(kernel).max(axis=0) / 127
+    kernel = np.round(kernel / step) * step
+    expected = np.tanh(data @ kernel + bias) @ kernel + bias
+    assert np.abs(file.predict(data) - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+def test_a_squared_difference_is_a_product():
+    first, second = keras.Input((3, 4), name="first"), keras.Input((4,), name="second")
+    square = keras.ops.square(first - keras.ops.reshape(second, (-1, 1, 4)))
+    before = tflite_export.convert(keras.Model([first, second], L.Dense(2)(square)), "float32")
+    assert "SQUARED_DIFFERENCE" in tflite_export.inspect(before).ops
+    assert as_multiplications(before.content, differences=False) == before.content
+    after = tflite_export.TFLiteModel.from_content(as_multiplications(before.content, differences=True))
+    assert "SQUARED_DIFFERENCE" not in tflite_export.inspect(after).ops
+    random = np.random.default_rng(2)
+    given = {"first": random.normal(size=(5, 3, 4)), "second": random.normal(size=(5, 4))}
+    given = {name: values.astype("float32") for name, values in given.items()}
+    np.testing.assert_allclose(after.predict(given), before.predict(given), rtol=1e-5)
+
+
 def test_two_integers_of_4_bits_in_a_byte():
     assert packed_4_bits(np.array([1, -1, 7, -8, 3])) == bytes([0xF1, 0x87, 0x03])
 
@@ -88,7 +127,7 @@ def test_two_integers_of_4_bits_in_a_byte():
 def test_a_kind_that_no_operation_is_any_longer_leaves_the_file():
     x = keras.Input((4,))
     before = tflite_export.convert(keras.Model(x, L.Dense(3)(-keras.ops.exp(x))), "float32")
-    after = as_multiplications(before.content)
+    after = as_multiplications(before.content, differences=False)
     assert "NEG" in tflite_export.inspect(before).ops
     file = FileObjects(after)
     codes = file.model.operatorCodes

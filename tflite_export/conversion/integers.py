@@ -29,6 +29,7 @@ def calibrated(job: Job, folder: str) -> bytes:
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         job.precision.configure(converter, feed)
         allow(converter, job.custom_ops)
+        converter.inference_input_type = converter.inference_output_type = tf.float32  # the quantizer sets the others
         converter._experimental_calibrate_only = True
         try:
             content = bytes(converter.convert())
@@ -38,7 +39,7 @@ def calibrated(job: Job, folder: str) -> bytes:
         raise feed.error
     if failure is not None:
         raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
-    content, unseen = with_guessed_ranges(as_multiplications(content))
+    content, unseen = with_guessed_ranges(as_multiplications(content, differences=job.precision.name == "int16x8"))
     ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
     job.unseen.extend(dict.fromkeys(op.layer or op.name for op in ops if op.outputs and op.outputs[0].name in unseen))
     return content

@@ -1,7 +1,5 @@
 """From a SavedModel to the bytes of a file, by TensorFlow's converter."""
 
-import re
-
 from tflite_export import precisions
 from tflite_export.conversion import contract
 from tflite_export.conversion.custom import allow
@@ -9,6 +7,7 @@ from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.integers import calibrated, quantized
 from tflite_export.conversion.job import Feed, Job
 from tflite_export.conversion.mixed import check_found, of_layers
+from tflite_export.conversion.sixteen import quantized_to_16_bits
 from tflite_export.conversion.sparse import renamed, sparsified
 from tflite_export.errors import ConversionError
 from tflite_export.precisions import Precision
@@ -16,9 +15,6 @@ from tflite_export.silence import silenced
 from tflite_export.tflite import flatbuffer, kernels, records
 from tflite_export.tflite.byte_inputs import take_bytes
 from tflite_export.tflite.integer_weights import with_integer_weights
-
-_NO_RANGE = re.compile(r"recorded during calibration: Failed for tensor (?:serving_default_)?(\w+)")
-_NO_16_BITS = re.compile(r"16x8-bit not yet supported for op: '(\w+)'")
 
 
 def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
@@ -97,7 +93,7 @@ def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str,
     if not job.precision.integer:
         return run_converter(job, job.precision, folder, None), (), frozenset()
     if not ranged and job.precision.name == "int16x8":
-        return _with_16_bits(job, folder), (), frozenset()
+        return quantized_to_16_bits(job, calibrated(job, folder)), (), frozenset()
     if not ranged:
         job.ranges.append(calibrated(job, folder))
         content, floats = quantized(job, job.ranges[0])
@@ -114,31 +110,6 @@ def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str,
         )
     content, floats = quantized(job, calibrated(job, folder))
     return content, left, floats
-
-
-def _with_16_bits(job: Job, folder: str) -> bytes:
-    """The int16x8 file.
-
-    Raises: ConversionError that names the layers that have no 16-bit kernel.
-    """
-    try:
-        return run_converter(job, job.precision, folder, job.feed())
-    except ConversionError as error:
-        kind, tensor = _NO_16_BITS.search(str(error)), _NO_RANGE.search(str(error))
-        if tensor is not None:
-            raise ConversionError(
-                f"{job.source.label} does not convert to int16x8: TensorFlow's quantizer has no range for "
-                f"{tensor[1]!r}, as for all integers that are looked up. Choose 'int8_float_io' or 'dynamic'."
-            ) from error
-        if kind is None:
-            raise
-        content = run_converter(job, precisions.get("float32"), folder, None)
-        ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
-        layers = dict.fromkeys(op.layer or op.outputs[0].name for op in ops if op.name == kind[1])
-        raise ConversionError(
-            f"{job.source.label} does not convert to int16x8: layer {', '.join(map(repr, layers))} is computed by "
-            f"{kind[1]}, which TensorFlow does not quantize to 16 bits. Choose 'int8_float_io', 'dynamic' or 'float16'."
-        ) from error
 
 
 def run_converter(job: Job, rule: Precision, folder: str, feed: Feed | None) -> bytes:

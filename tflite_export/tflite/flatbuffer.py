@@ -151,6 +151,21 @@ def names(content: bytes) -> tuple[list[str], list[str]]:
     return listed(graph.InputsAsNumpy(), inputs), listed(graph.OutputsAsNumpy(), outputs)
 
 
+def check_inside(model: Any) -> None:
+    """Refuses a file (as objects) that has data behind its flatbuffer, as those of more than 2 GB: a new one would
+    not keep their places.
+
+    Raises: ValueError.
+    """
+    places = [buffer.offset for buffer in model.buffers if getattr(buffer, "size", 0)]
+    places += [op.largeCustomOptionsOffset for graph in model.subgraphs for op in graph.operators or []]
+    if any(places):
+        raise ValueError(
+            f"The file keeps data behind its flatbuffer, at byte {max(places):,}, and cannot be written anew. Convert "
+            "the model to a precision whose file has less than 2 GB."
+        )
+
+
 def dtype_name(number: int) -> str:
     """NumPy's name of a tensor type, e.g. `"int8"`."""
     from ai_edge_litert import schema_py_generated as schema

@@ -5,7 +5,7 @@ bits, learned steps, powers of two, one step for all channels), kernels that sta
 alone are integers are put right here, after it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,15 +94,30 @@ def patch(content: bytes, kernels: Iterable[Mapping[str, Any]], integer: bool) -
     return file.content(), frozenset(floats)
 
 
+def own_biases(content: bytes) -> bytes:
+    """The float file in which no two operations share a bias, as calls of one layer do: the step of an integer bias
+    depends on the input's, and TensorFlow's quantizer for 16 bits gives all the step of the first."""
+    file = FileObjects(content)
+    for operator, place in _biases(file):
+        file.own_constant(operator, place)
+    return file.content()
+
+
 def widen_biases(content: bytes) -> bytes:
     """The file with biases of 64 bits, which kernels of 16-bit activations demand; of fake quantization the converter
     makes 32."""
     file = FileObjects(content)
+    for operator, place in _biases(file):
+        file.widen(int(operator.inputs[place]))
+    return file.content()
+
+
+def _biases(file: FileObjects) -> Iterator[tuple[Any, int]]:
+    """Operations with a bias, and which of their inputs it is."""
     for operator in file.operators:
         place = _BIAS.get(file.kind(operator), 2)
         if file.kind(operator) in _CHANNELS and len(operator.inputs) > place and operator.inputs[place] >= 0:
-            file.widen(int(operator.inputs[place]))
-    return file.content()
+            yield operator, place
 
 
 def narrow_dense(content: bytes, outputs: Collection[str]) -> bytes:

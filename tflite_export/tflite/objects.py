@@ -25,7 +25,7 @@ class FileObjects:
         flatbuffer.read(content)
         self._schema = schema
         self.model = schema.ModelT.InitFromPackedBuf(content, 0)
-        _check_inside(self.model)
+        flatbuffer.check_inside(self.model)
         for graph in self.model.subgraphs:
             graph.operators = graph.operators or []  # the generated code gives None for a graph without any
         self.graph = self.model.subgraphs[0]
@@ -74,8 +74,9 @@ class FileObjects:
         return float(told.min[0]), float(told.max[0])
 
     def set_range(self, number: int, low: float, high: float) -> None:
-        """Gives a calibrated tensor another range."""
-        told = self.graph.tensors[number].quantization
+        """Gives a tensor another range."""
+        told = self.graph.tensors[number].quantization or self._schema.QuantizationParametersT()
+        self.graph.tensors[number].quantization = told
         told.min, told.max = np.array([low], np.float32), np.array([high], np.float32)
 
     def values(self, number: int) -> np.ndarray | None:
@@ -125,6 +126,15 @@ class FileObjects:
         )
         operator.inputs = np.array([int(operator.inputs[0]), factor], np.int32)
 
+    def difference_before(self, operator: Any) -> int:
+        """The difference of an operation's two inputs, computed right before it; its number."""
+        made = self._float_like(int(operator.outputs[0]), "difference")
+        place = next(i for i, one in enumerate(self.operators) if one is operator)
+        self._insert("SUB", [int(one) for one in operator.inputs], [made], place)
+        new = self.operators[place]
+        new.builtinOptionsType, new.builtinOptions = self._schema.BuiltinOptions.SubOptions, self._schema.SubOptionsT()
+        return made
+
     def store_whole(self, number: int, values: np.ndarray) -> None:
         """Stores a sparse constant with its zeros."""
         tensor = self.graph.tensors[number]
@@ -167,6 +177,12 @@ class FileObjects:
     def set_input(self, operator: Any, place: int, number: int) -> None:
         """Gives an operation another tensor as input number `place`."""
         operator.inputs = np.array([number if i == place else old for i, old in enumerate(operator.inputs)], np.int32)
+
+    def own_constant(self, operator: Any, place: int) -> None:
+        """Gives an operation a copy of its float32 constant number `place`, if others read it too."""
+        number = int(operator.inputs[place])
+        if len(self.readers(number)) > 1 and (values := self.float_values(number)) is not None:
+            self.set_input(operator, place, self.new_constant(self.name(number), values))
 
     def new_constant(self, name: str, values: np.ndarray) -> int:
         """A float32 constant; its number."""
@@ -331,17 +347,3 @@ class FileObjects:
         for place, buffer in enumerate(self.model.buffers):
             if place not in used:
                 buffer.data = None
-
-
-def _check_inside(model: Any) -> None:
-    """Files of more than 2 GB have constants behind the flatbuffer, at places that a new one would not keep.
-
-    Raises: ValueError.
-    """
-    places = [buffer.offset for buffer in model.buffers if getattr(buffer, "size", 0)]
-    places += [op.largeCustomOptionsOffset for graph in model.subgraphs for op in graph.operators or []]
-    if any(places):
-        raise ValueError(
-            f"The file keeps data behind its flatbuffer, at byte {max(places):,}, and cannot be written anew. Convert "
-            "the model to a precision whose file has less than 2 GB."
-        )
