@@ -78,6 +78,7 @@ def export(source, precision, given, held):
         "error": max(check.rmse / check.rmse_limit * result.tolerance for check in result.outputs),
         "snr_db": result.snr_db,
         "cosine": result.cosine,
+        "top1": result.top1_agreement,
         "why": "" if result.passed else str(result),
         "partitions": None if file.partitions is None else file.partitions.count,
         "outside": {} if file.partitions is None else file.partitions.outside,
