@@ -130,6 +130,9 @@ def dtypes_inside(contract: Contract, model: TFLiteModel, source: Source, ops: O
 @rule
 def no_float_islands(contract: Contract, model: TFLiteModel, source: Source, ops: Ops) -> Iterator[Violation]:
     """Nothing of an integer file computes in float, but for what the user wants so."""
+    way = "Choose 'dynamic' or 'float16'; if the layer may stay float, say so: `layers={name: 'float32'}`"
+    if contract.precision.name == "int16x8":
+        way = "Choose 'int8_float_io', 'dynamic' or 'float16'"
     if contract.precision.integer:
         for op in float_operations(ops, source, contract.floats):
             yield Violation(
@@ -137,7 +140,7 @@ def no_float_islands(contract: Contract, model: TFLiteModel, source: Source, ops
                 f"{op.name} stayed float in the {contract.precision.name} file",
                 op.name,
                 op.layer,
-                "Choose 'dynamic' or 'float16'; if the layer may stay float, say so: `layers={name: 'float32'}`",
+                way,
             )
 
 

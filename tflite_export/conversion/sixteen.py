@@ -7,10 +7,8 @@ from tflite_export.conversion.job import Job
 from tflite_export.errors import ConversionError
 from tflite_export.silence import silenced
 from tflite_export.tflite import flatbuffer, records
-from tflite_export.tflite.kernels import own_biases
-from tflite_export.tflite.unseen import with_headroom
+from tflite_export.tflite.sixteen import prepared
 
-_NO_RANGE = re.compile(r"recorded during calibration: Failed for tensor (?:serving_default_)?(\w+)")
 _NO_KERNEL = re.compile(r"16x8-bit not yet supported for op: '(\w+)'")
 _HEADROOM = 2.0
 
@@ -18,42 +16,39 @@ _HEADROOM = 2.0
 def quantized_to_16_bits(job: Job, content: bytes) -> bytes:
     """The int16x8 file of a calibrated one.
 
-    A tensor may become twice as large as calibration saw it, before it is clipped: that costs one bit of 16.
+    A tensor may become twice as large as calibration saw it, before it is clipped: that costs one bit of 16. What has
+    no 16-bit kernel stays float, for the contract to refuse.
 
     Args:
         job: What is asked for.
         content: Of `calibrated`.
 
-    Raises: ConversionError that names the layers that have no 16-bit kernel.
+    Raises: ConversionError; it names the layers if what reads the inputs or makes the outputs has no 16-bit kernel.
     """
-    failure: Exception | None = None
+    failures = []
     with silenced(job.verbose) as said:
         import tensorflow as tf
         from tensorflow.lite.python.convert import deduplicate_readonly_buffers
         from tensorflow.lite.python.optimize.calibrator import Calibrator
 
-        quantizer = Calibrator(own_biases(with_headroom(content, _HEADROOM)))
-        try:
-            # Without data it keeps the ranges that are in the file.
-            made = quantizer.calibrate_and_quantize(
-                lambda: iter(()), tf.int16, tf.int16, False, tf.int16, bias_type=tf.int64
-            )
-            made = bytes(deduplicate_readonly_buffers(made))
-        except Exception as error:
-            failure = error
-    if failure is None:
+        ready = prepared(content, _HEADROOM)
+        for allow_float in (True, False):  # only without float it says what stands in the way
+            try:
+                made = Calibrator(ready).calibrate_and_quantize(  # without data the ranges stay as they are in the file
+                    lambda: iter(()), tf.int16, tf.int16, allow_float, tf.int16, bias_type=tf.int64
+                )
+                made = bytes(deduplicate_readonly_buffers(made))
+                break
+            except Exception as error:
+                failures.append(error)
+    if len(failures) < 2:
         return flatbuffer.order(made, list(job.source.inputs), list(job.source.outputs))
-    kind, tensor = _NO_KERNEL.search(str(failure)), _NO_RANGE.search(str(failure))
-    if tensor is not None:
-        raise ConversionError(
-            f"{job.source.label} does not convert to int16x8: TensorFlow's quantizer has no range for "
-            f"{tensor[1]!r}, as for all integers that are looked up. Choose 'int8_float_io' or 'dynamic'."
-        ) from failure
+    kind = _NO_KERNEL.search(str(failures[1]))
     if kind is None:
-        raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
+        raise conversion_error(failures[1], job.source, job.precision.name, job.batch, said.text) from failures[1]
     ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
     layers = dict.fromkeys(op.layer or op.outputs[0].name for op in ops if op.name == kind[1])
     raise ConversionError(
         f"{job.source.label} does not convert to int16x8: layer {', '.join(map(repr, layers))} is computed by "
         f"{kind[1]}, which TensorFlow does not quantize to 16 bits. Choose 'int8_float_io', 'dynamic' or 'float16'."
-    ) from failure
+    ) from failures[1]

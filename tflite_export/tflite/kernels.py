@@ -94,25 +94,16 @@ def patch(content: bytes, kernels: Iterable[Mapping[str, Any]], integer: bool) -
     return file.content(), frozenset(floats)
 
 
-def own_biases(content: bytes) -> bytes:
-    """The float file in which no two operations share a bias, as calls of one layer do: the step of an integer bias
-    depends on the input's, and TensorFlow's quantizer for 16 bits gives all the step of the first."""
-    file = FileObjects(content)
-    for operator, place in _biases(file):
-        file.own_constant(operator, place)
-    return file.content()
-
-
 def widen_biases(content: bytes) -> bytes:
     """The file with biases of 64 bits, which kernels of 16-bit activations demand; of fake quantization the converter
     makes 32."""
     file = FileObjects(content)
-    for operator, place in _biases(file):
+    for operator, place in biases(file):
         file.widen(int(operator.inputs[place]))
     return file.content()
 
 
-def _biases(file: FileObjects) -> Iterator[tuple[Any, int]]:
+def biases(file: FileObjects) -> Iterator[tuple[Any, int]]:
     """Operations with a bias, and which of their inputs it is."""
     for operator in file.operators:
         place = _BIAS.get(file.kind(operator), 2)

@@ -1,4 +1,4 @@
-"""Ranges for what calibration did not see."""
+"""Ranges of tensors that were zero all through calibration."""
 
 from tflite_export.tflite.objects import FileObjects
 
@@ -27,23 +27,3 @@ def with_guessed_ranges(content: bytes) -> tuple[bytes, tuple[str, ...]]:
                 file.set_range(number, -largest, largest)
                 guessed.append(file.name(number))
     return (file.content(), tuple(guessed)) if guessed else (content, ())
-
-
-def with_headroom(content: bytes, factor: float) -> bytes:
-    """A calibrated float file whose ranges are wider by a factor, against clipping of larger values in use.
-
-    But for inputs of RSQRT (the variance in a normalization): its table has 128 places for positive numbers, so that
-    small ones lose by what large ones gain.
-
-    Args:
-        content: A float `.tflite` file with ranges.
-        factor: Above 1.
-    """
-    file = FileObjects(content)
-    tensors = {int(number) for operator in file.operators for number in (*operator.inputs, *operator.outputs)}
-    steep = {int(operator.inputs[0]) for operator in file.operators if file.kind(operator) == "RSQRT"}
-    for number in tensors - steep - {-1}:
-        own = file.range_of(number)
-        if own is not None:
-            file.set_range(number, factor * own[0], factor * own[1])
-    return file.content()
