@@ -30,6 +30,20 @@ Exit codes: 0 done; 1 not verified, or not convertible; 2 bad usage or input."""
 TARGETS = ("xnnpack", "gpu", "edgetpu", "nnapi", "micro")
 KERNELS = ("xnnpack", "builtin", "reference")
 _RAW = argparse.RawDescriptionHelpFormatter
+# How messages of the library call an argument -> the option that it is here.
+_ARGUMENTS = {
+    "`layers={name: 'float32'}`": "--layer NAME=float32",
+    "`layers`": "--layer",
+    "`representative_data`": "--calibration",
+    "representative_data": "--calibration",
+    "overwrite=True": "--overwrite",
+    "verbose=True": "--verbose",
+    "`custom_ops`": "--custom-op",
+    "custom_ops=": "--custom-op ",
+    "shapes=": "--shape ",
+    "batch=None": "--batch none",
+    "batch=1": "--batch 1",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,12 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for module in getattr(options, "modules", ()):
             importlib.import_module(module)
         return COMMANDS[options.command](options)
-    except ConversionError as error:
-        print(f"tflite-export: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        print(f"tflite-export: {error}", file=sys.stderr)
-        return 2
+    except (ConversionError, ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        print(f"tflite-export: {_with_options(str(error))}", file=sys.stderr)
+        return 1 if isinstance(error, ConversionError) else 2
+
+
+def _with_options(message: str) -> str:
+    for argument, option in _ARGUMENTS.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def _parser() -> argparse.ArgumentParser:

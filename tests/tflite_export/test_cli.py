@@ -210,7 +210,7 @@ def test_bundle(small, capfd, tmp_path):
     assert code == 0
     assert "app/src/main/assets/digits/golden.json" in said
     code, _, err = _run(capfd, *bundle)
-    assert (code, "is there already" in err) == (2, True)
+    assert (code, "is there already. Choose another folder, or pass --overwrite." in err) == (2, True)
 
 
 def test_verify_and_benchmark_as_json(small, capfd):
@@ -247,6 +247,8 @@ def test_options_of_convert(small, capfd, tmp_path):
     assert "at most 100 were asked for" in err
     code, _, err = _run(capfd, *convert, "float32", "--min-runtime", "new")
     assert (code, "a TensorFlow Lite release" in err) == (2, True)
+    code, _, err = _run(capfd, *convert, "float32", "--layer", "d=float32")
+    assert (code, "tflite-export: --layer goes with 'int8'" in err) == (2, True)
     with pytest.raises(SystemExit):
         main([str(part) for part in (*convert, "int8", "--layer", "d")])
     assert "expected NAME=PRECISION" in capfd.readouterr().err

@@ -135,12 +135,15 @@ def test_an_update_is_as_large_as_what_changed(net):
     everything = tflite_export.update(old, tflite_export.convert(tuned(net, "dense", "conv", "up"), "float32"))
     assert head.size_bytes < everything.size_bytes
     assert "of the whole file after gzip" in str(head)
+    assert "send the whole file" not in str(head)
     assert tflite_export.apply_update(old, head.patch) == new.content
 
 
 def test_updates_between_other_files(net):
     old, new = (tflite_export.convert(net, precision) for precision in ("float32", "float16"))
-    assert tflite_export.apply_update(old, tflite_export.update(old, new).patch) == new.content
+    there = tflite_export.update(old, new)
+    assert tflite_export.apply_update(old, there.patch) == new.content
+    assert ("send the whole file" in str(there)) == (there.size_bytes >= there.full_bytes)
     assert tflite_export.apply_update(new, tflite_export.update(new, old).patch) == old.content
 
 

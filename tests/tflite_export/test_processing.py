@@ -84,6 +84,12 @@ def test_several_inputs_and_outputs_by_name():
     np.testing.assert_array_equal(found["bee"], bee.argmax(-1))
 
 
+def test_more_ranks_than_classes(model):
+    source = tflite_export.fold_processing(model, output="top_k", k=99)
+    with pytest.raises(tflite_export.ConversionError, match=r"`k` must be at most \d+, the classes of '\w+'; got 99"):
+        tflite_export.convert(source, "float32")
+
+
 def test_a_wrong_class_is_found(model):
     source = tflite_export.fold_processing(model, output="argmax")
     other = keras.models.clone_model(model)

@@ -193,3 +193,14 @@ def test_strange_data_of_a_signature_are_told(nets):
     encoder, _ = nets
     with pytest.warns(UserWarning, match=r"representative_data\['embed'\]`: 8 samples"):
         tflite_export.convert({"embed": encoder}, "int8", {"embed": X[:8]})
+
+
+def test_data_of_a_signature_on_another_scale_than_in_training():
+    x = keras.Input((6, 6, 3), name="image")
+    h = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3)(x))
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(h)))
+    pixels = np.random.default_rng(0).uniform(size=(128, 6, 6, 3)).astype("float32")
+    model.compile("sgd", "mse")
+    model.fit(pixels, np.zeros((128, 2)), epochs=30, verbose=0)
+    with pytest.warns(UserWarning, match=r"representative_data\['classify'\]`: .*'norm'"):
+        tflite_export.convert({"classify": model}, "int8", {"classify": 255 * pixels})

@@ -22,6 +22,7 @@ from tflite_export.runtime.model import TFLiteModel
 from tflite_export.runtime.session import Session
 from tflite_export.silence import silenced
 from tflite_export.sources import samples
+from tflite_export.sources.norms import of_norms
 from tflite_export.sources.protocol import Source
 from tflite_export.sources.quality import Statistics
 from tflite_export.sources.resolve import resolve
@@ -156,9 +157,14 @@ def _run(parts: tuple[Part, ...], rule: Precision, folder: str, verbose: bool) -
     if failure is not None:
         first = parts[0]
         raise conversion_error(failure, first.source, rule.name, first.batch, said.text) from failure
-    for name, feed in feeds.items():
-        for finding in feed.seen.findings(rescales=True):
-            warnings.warn(f"`representative_data[{name!r}]`: {finding}", UserWarning, stacklevel=4)
+    for part in parts:
+        if part.name in feeds and part.data is not None:
+            found = feeds[part.name].seen.findings(rescales=True)
+            if not part.source.processed:
+                with silenced(verbose):
+                    found += of_norms(part.source.module, part.data.head)
+            for finding in found:
+                warnings.warn(f"`representative_data[{part.name!r}]`: {finding}", UserWarning, stacklevel=4)
     return content
 
 

@@ -35,7 +35,7 @@ def fold_processing(
         output: What becomes of the only output (several: a dict output name -> it): `"softmax"`, `"sigmoid"`,
             `"argmax"` (int32 (n,)), `"top_k"` (two outputs, NAME_scores (n, k) and NAME_classes (n, k), int32), or a
             list of these, in order: `["softmax", "top_k"]`. Over the last axis. Defaults to `None`.
-        k: Integer >= 1, of `"top_k"`. Defaults to `5`.
+        k: Integer >= 1, of `"top_k"`; `convert` tells if there are fewer classes. Defaults to `5`.
 
     Returns: a `Source`. Representative data for it are as the new inputs take them.
     Raises: ValueError for unknown names and steps, and whatever `convert` raises for the source.
@@ -107,6 +107,8 @@ def _after(outputs: Mapping[str, Any], steps: Mapping[str, Sequence[str]], k: in
                     values = [tf.sigmoid(values[0])]
                 elif step == "argmax":
                     values = [tf.argmax(values[0], axis=-1, output_type=tf.int32)]
+                elif k > values[0].shape[-1]:
+                    raise ValueError(f"`k` must be at most {values[0].shape[-1]}, the classes of {name!r}; got {k}.")
                 else:
                     values = list(tf.math.top_k(values[0], k))
             found |= dict(zip(_names(name, steps.get(name, ())), values, strict=True))

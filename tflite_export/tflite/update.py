@@ -39,9 +39,10 @@ class Update:
 
     def __str__(self) -> str:
         share = self.size_bytes / self.full_bytes
+        advice = "" if share < 1 else "; send the whole file instead"
         return (
             f"update of {self.size_bytes:,} bytes, {share:.0%} of the whole file after gzip ({self.full_bytes:,}); "
-            f"{len(self.changed_tensors)} constants changed"
+            f"{len(self.changed_tensors)} constants changed{advice}"
         )
 
 
