@@ -21,8 +21,8 @@ def test_every_precision_passes_or_is_refused_with_a_way_out(make):
         found = export(net, precision, given, held)
         if "failed" in found:
             assert precision in INTEGERS, found
-            assert "layer '" in found["failed"] or "no range for '" in found["failed"], found
-            assert any(way in found["failed"] for way in ("unroll=True", "Choose '", "'dynamic' or")), found
+            assert "layer '" in found["failed"], found
+            assert any(way in found["failed"] for way in ("unroll=True", "Choose '")), found
         else:
             assert found["cosine"] > 0.9, found  # of untrained nets; another function has none
             assert found["passed"] or precision in INTEGERS, found

@@ -51,6 +51,7 @@ def test_bytes_in_ranks_out(model, logits, precision):
     if precision in ("int8", "uint8", "int8_float_io"):
         assert file.inputs[0].scale == 1
         assert file.inputs[0].zero_point == 0
+        assert records.precision_of(file.content) == precision
         assert [op.name for op in records.ops(file.content) if op.is_float] == []
         assert "CAST" not in {op.name for op in records.ops(file.content)}
 

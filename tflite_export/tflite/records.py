@@ -141,7 +141,7 @@ def _of_integers(edges: set[str], has_int4: bool) -> str:
     """By the types of inputs and outputs, and of kernels."""
     if "float32" in edges:
         return "int8_int4" if has_int4 else "int8_float_io"
-    return "uint8" if "uint8" in edges else "int16x8" if "int16" in edges else "int8"
+    return "uint8" if "uint8" in edges and "int8" not in edges else "int16x8" if "int16" in edges else "int8"
 
 
 def output_steps(content: bytes) -> tuple[float, ...]:
