@@ -6,7 +6,7 @@
 `run` appends a record a net and precision, each net in a process of its own, and goes on where it was stopped: the
 nets of tests/tflite_export/export_nets.py (with the weights that Keras gives new nets, and statistics of
 BatchNormalization taken from data), those of MLPerf Tiny (trained, as files) and the smallest of each family of
-keras.applications, which DIR is needed for: those are trained for STEPS steps on small images of CIFAR-10. With new
+keras.applications, which DIR is needed for: those are trained for some steps on small images of CIFAR-10. With new
 weights they are chaotic, since each BatchNormalization amplifies what is not common to all samples (Yang et al. 2019):
 the rounding of float16 alone then changes the classes of EfficientNet and ResNet50. `table` shows for each file which
 share of the tolerance of `verify` its error takes, or what stands in the way.
@@ -28,10 +28,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("tflite_export", "graph", "quantization")]
 MINUTES = 40
-STEPS, BATCH = 100, 32
+BATCH = 32
 
 
-def nets(folder):
+def nets(folder, steps):
     """Name -> function that gives the model, or the path of a file."""
     import architectures
     import keras
@@ -44,7 +44,7 @@ def nets(folder):
     def application(name):
         side = 80 if name.startswith(("Inception", "Xception")) else 32  # nearly the smallest they take
         options = {"weights": None, "input_shape": (side, side, 3), "classes": 10, "classifier_activation": None}
-        return lambda: trained(getattr(keras.applications, name)(**options), folder)
+        return lambda: trained(getattr(keras.applications, name)(**options), folder, steps)
 
     found = {make.__name__: built(make) for make in SMALL}
     for name, file in architectures.MLPERF.items():
@@ -63,7 +63,7 @@ def one(options):
     from tflite_export.sources.resolve import resolve
 
     keras.utils.set_random_seed(0)
-    source = nets(options.data_dir)[options.net[0]]()
+    source = nets(options.data_dir, options.steps)[options.net[0]]()
     model = resolve(source).module if isinstance(source, Path) else source
     given, held = data_of(model, 1, 128), data_of(model, 3, 16)
     pixels = {"vww": (0, 1), "res": (0, 255), "pre": (0, 255)}.get(options.net[0][:3])
@@ -77,7 +77,7 @@ def one(options):
         print(json.dumps(export(source, precision, given, held)), flush=True)
 
 
-def trained(model, folder):
+def trained(model, folder, steps):
     """After some steps on images of CIFAR-10, from where signals pass: with most units behind BatchNormalization on."""
     import keras
 
@@ -92,7 +92,7 @@ def trained(model, folder):
     optimizer = keras.optimizers.Adam(1e-3 if norms else 2e-4, clipnorm=1.0)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     random = np.random.default_rng(0)
-    for _ in range(STEPS):
+    for _ in range(steps):
         rows = random.integers(1000, len(labels), BATCH)
         model.train_on_batch(photographs(folder, rows, size, pixels), labels[rows])
     reestimate_batch_norm(model, iter([photographs(folder, range(1000, 1256), size, pixels)]))
@@ -124,18 +124,19 @@ def cifar10(folder):
 def run(options):
     done = [json.loads(line) for line in options.file.read_text().splitlines()] if options.file.exists() else []
     names = {found["net"] for found in done}
-    for name in options.net or nets(options.data_dir):
+    for name in options.net or nets(options.data_dir, options.steps):
         if name in names:
             continue
-        lines = [json.dumps({"net": name, **found}) for found in apart(name, options.data_dir)]
+        lines = [json.dumps({"net": name, **found}) for found in apart(name, options)]
         print(name, len(lines), flush=True)
         with open(options.file, "a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
 
-def apart(name, folder):
+def apart(name, options):
     """The records, made in another process: whatever ends it, the table goes on."""
-    command = [sys.executable, __file__, "one", "--net", name, "--data-dir", str(folder)]
+    command = [sys.executable, __file__, "one", "--net", name, "--data-dir", str(options.data_dir)]
+    command += ["--steps", str(options.steps)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             said, errors = process.communicate(timeout=60 * MINUTES)
@@ -185,6 +186,7 @@ def main():
         command.set_defaults(run=function)
         command.add_argument("--net", nargs="+", help="all by default")
         command.add_argument("--data-dir", type=Path, default=Path("../shared/data"), help="has mlperf-tiny/ in it")
+        command.add_argument("--steps", type=int, default=100, help="of training, a batch of 32 each")
         command.add_argument("--file", type=Path, default=Path("export.jsonl"))
     options = parser.parse_args()
     options.run(options)
