@@ -106,13 +106,25 @@ def test_16_bits_keep_the_bias_of_a_layer_that_is_called_twice():
     assert np.abs(file.predict(data) - expected).max() < 2e-3 * np.abs(expected).max()
 
 
+def test_hard_swish_of_products():
+    x = keras.Input((6, 5, 3))
+    model = keras.Model(x, L.Dense(4)(keras.ops.hard_silu(L.Conv2D(4, 3)(x))))
+    before = tflite_export.convert(model, "float32")
+    assert "HARD_SWISH" in tflite_export.inspect(before).ops
+    after = tflite_export.TFLiteModel.from_content(as_multiplications(before.content, sixteen=True))
+    assert "HARD_SWISH" not in tflite_export.inspect(after).ops
+    data = 4 * np.random.default_rng(2).normal(size=(128, 6, 5, 3)).astype("float32")
+    np.testing.assert_allclose(after.predict(data), before.predict(data), atol=1e-5)
+    assert tflite_export.verify(model, tflite_export.convert(model, "int16x8", data), data, tolerance=5e-3).passed
+
+
 def test_a_squared_difference_is_a_product():
     first, second = keras.Input((3, 4), name="first"), keras.Input((4,), name="second")
     square = keras.ops.square(first - keras.ops.reshape(second, (-1, 1, 4)))
     before = tflite_export.convert(keras.Model([first, second], L.Dense(2)(square)), "float32")
     assert "SQUARED_DIFFERENCE" in tflite_export.inspect(before).ops
-    assert as_multiplications(before.content, differences=False) == before.content
-    after = tflite_export.TFLiteModel.from_content(as_multiplications(before.content, differences=True))
+    assert as_multiplications(before.content, sixteen=False) == before.content
+    after = tflite_export.TFLiteModel.from_content(as_multiplications(before.content, sixteen=True))
     assert "SQUARED_DIFFERENCE" not in tflite_export.inspect(after).ops
     random = np.random.default_rng(2)
     given = {"first": random.normal(size=(5, 3, 4)), "second": random.normal(size=(5, 4))}
@@ -127,7 +139,7 @@ def test_two_integers_of_4_bits_in_a_byte():
 def test_a_kind_that_no_operation_is_any_longer_leaves_the_file():
     x = keras.Input((4,))
     before = tflite_export.convert(keras.Model(x, L.Dense(3)(-keras.ops.exp(x))), "float32")
-    after = as_multiplications(before.content, differences=False)
+    after = as_multiplications(before.content, sixteen=False)
     assert "NEG" in tflite_export.inspect(before).ops
     file = FileObjects(after)
     codes = file.model.operatorCodes

@@ -117,22 +117,17 @@ class FileObjects:
         """Takes an operation out."""
         del self.operators[next(i for i, one in enumerate(self.operators) if one is operator)]
 
-    def become_multiplication(self, operator: Any, factor: int) -> None:
-        """Makes an operation with one input the product of that input and another tensor."""
-        operator.opcodeIndex = self._code("MUL")
-        operator.builtinOptionsType, operator.builtinOptions = (
-            self._schema.BuiltinOptions.MulOptions,
-            self._schema.MulOptionsT(),
-        )
-        operator.inputs = np.array([int(operator.inputs[0]), factor], np.int32)
+    def become(self, operator: Any, kind: str, inputs: list[int]) -> None:
+        """Makes an operation the ADD, SUB or MUL of two tensors."""
+        operator.opcodeIndex, operator.inputs = self._code(kind), np.array(inputs, np.int32)
+        self._set_options(operator, kind, "NONE")
 
-    def difference_before(self, operator: Any) -> int:
-        """The difference of an operation's two inputs, computed right before it; its number."""
-        made = self._float_like(int(operator.outputs[0]), "difference")
+    def insert_before(self, operator: Any, kind: str, inputs: list[int], activation: str = "NONE") -> int:
+        """Puts an ADD, SUB or MUL of two tensors before an operation, of the shape that this one has; its number."""
+        made = self._float_like(int(operator.outputs[0]), kind.lower())
         place = next(i for i, one in enumerate(self.operators) if one is operator)
-        self._insert("SUB", [int(one) for one in operator.inputs], [made], place)
-        new = self.operators[place]
-        new.builtinOptionsType, new.builtinOptions = self._schema.BuiltinOptions.SubOptions, self._schema.SubOptionsT()
+        self._insert(kind, inputs, [made], place)
+        self._set_options(self.operators[place], kind, activation)
         return made
 
     def store_whole(self, number: int, values: np.ndarray) -> None:
@@ -286,6 +281,12 @@ class FileObjects:
         operator.opcodeIndex = self._code(kind)
         operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         self.operators.insert(place, operator)
+
+    def _set_options(self, operator: Any, kind: str, activation: str) -> None:
+        options = getattr(self._schema, f"{kind.title()}OptionsT")()
+        options.fusedActivationFunction = getattr(self._schema.ActivationFunctionType, activation)
+        operator.builtinOptions = options
+        operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, f"{kind.title()}Options")
 
     def _code(self, kind: str, version: int | None = None) -> int:
         number = getattr(self._schema.BuiltinOperator, kind)

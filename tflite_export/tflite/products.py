@@ -1,35 +1,56 @@
-"""NEG, SQUARE and SQUARED_DIFFERENCE as multiplications, which have integer kernels where these have none."""
+"""Operations without an integer kernel, written with those that have one."""
+
+from typing import Any
 
 import numpy as np
 
 from tflite_export.tflite.objects import FileObjects
 
 
-def as_multiplications(content: bytes, *, differences: bool) -> bytes:
+def as_multiplications(content: bytes, *, sixteen: bool) -> bytes:
     """The float file with NEG written as MUL by -1 and SQUARE as MUL by itself: the same numbers.
 
     Args:
         content: A `.tflite` file, with or without ranges.
-        differences: Whether SQUARED_DIFFERENCE, which has a kernel for 8 bits but none for 16, becomes SUB and MUL.
+        sixteen: Whether also what has a kernel for 8 bits, but none for 16: SQUARED_DIFFERENCE becomes SUB and MUL,
+            HARD_SWISH ADD and two MUL.
     """
     file = FileObjects(content)
-    kinds = ("NEG", "SQUARE", "SQUARED_DIFFERENCE") if differences else ("NEG", "SQUARE")
-    found = {
-        kind: [one for one in file.operators if file.kind(one) == kind and file.dtype(int(one.inputs[0])) == "float32"]
-        for kind in kinds
-    }
-    if not any(found.values()):
-        return content
-    minus = file.new_constant("minus_one", np.array(-1, np.float32)) if found["NEG"] else 0
-    for operator in found["NEG"]:
-        file.become_multiplication(operator, minus)
-    for operator in found["SQUARE"]:
-        file.become_multiplication(operator, int(operator.inputs[0]))
-    for operator in found.get("SQUARED_DIFFERENCE", ()):
-        difference = file.difference_before(operator)
-        squares = file.range_of(int(operator.outputs[0]))
-        if squares is not None:
-            file.set_range(difference, -np.sqrt(squares[1]), np.sqrt(squares[1]))
-        file.set_input(operator, 0, difference)
-        file.become_multiplication(operator, difference)
-    return file.content()
+    rules = _EVERYWHERE | _SIXTEEN if sixteen else _EVERYWHERE
+    found = [one for one in file.operators if file.kind(one) in rules and file.dtype(int(one.inputs[0])) == "float32"]
+    for operator in found:
+        rules[file.kind(operator)](file, operator)
+    return file.content() if found else content
+
+
+def _negative(file: FileObjects, operator: Any) -> None:
+    file.become(operator, "MUL", [int(operator.inputs[0]), file.new_constant("minus_one", np.array(-1, np.float32))])
+
+
+def _square(file: FileObjects, operator: Any) -> None:
+    file.become(operator, "MUL", [int(operator.inputs[0])] * 2)
+
+
+def _squared_difference(file: FileObjects, operator: Any) -> None:
+    difference = file.insert_before(operator, "SUB", [int(number) for number in operator.inputs])
+    squares = file.range_of(int(operator.outputs[0]))
+    if squares is not None:
+        file.set_range(difference, -np.sqrt(squares[1]), np.sqrt(squares[1]))
+    file.become(operator, "MUL", [difference, difference])
+
+
+def _hard_swish(file: FileObjects, operator: Any) -> None:
+    """x relu6(x + 3) / 6."""
+    x = int(operator.inputs[0])
+    three = file.new_constant("three", np.array(3, np.float32))
+    sixth = file.new_constant("sixth", np.array(1 / 6, np.float32))
+    six = file.insert_before(operator, "ADD", [x, three], "RELU6")
+    gate = file.insert_before(operator, "MUL", [six, sixth])
+    if file.range_of(x) is not None:
+        file.set_range(six, 0.0, 6.0)
+        file.set_range(gate, 0.0, 1.0)
+    file.become(operator, "MUL", [x, gate])
+
+
+_EVERYWHERE = {"NEG": _negative, "SQUARE": _square}
+_SIXTEEN = {"SQUARED_DIFFERENCE": _squared_difference, "HARD_SWISH": _hard_swish}
