@@ -15,7 +15,6 @@ share of the tolerance of `verify` its error takes, or what stands in the way.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from collections import defaultdict
@@ -23,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from _apart import records_of
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).parents[1]
@@ -127,26 +127,13 @@ def run(options):
     for name in options.net or nets(options.data_dir, options.steps):
         if name in names:
             continue
-        lines = [json.dumps({"net": name, **found}) for found in apart(name, options)]
+        given = ["one", "--net", name, "--data-dir", str(options.data_dir), "--steps", str(options.steps)]
+        records, why = records_of(__file__, given, MINUTES)
+        records += [] if why is None else [{"precision": "?", "failed": why}]
+        lines = [json.dumps({"net": name, **found}) for found in records]
         print(name, len(lines), flush=True)
         with open(options.file, "a") as file:
             file.writelines(f"{line}\n" for line in lines)
-
-
-def apart(name, options):
-    """The records, made in another process: whatever ends it, the table goes on."""
-    command = [sys.executable, __file__, "one", "--net", name, "--data-dir", str(options.data_dir)]
-    command += ["--steps", str(options.steps)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            said, errors = process.communicate(timeout=60 * MINUTES)
-            why = f"ended with {process.returncode}: {(errors.strip().splitlines() or ['no message'])[-1]}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-            why = f"not done in {MINUTES} minutes"
-    records = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    return records if records and process.returncode == 0 else [*records, {"precision": "?", "failed": why}]
 
 
 def table(options):

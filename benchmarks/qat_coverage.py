@@ -16,13 +16,14 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from functools import partial
 from pathlib import Path
+
+from _apart import records_of
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).parents[1]
@@ -80,19 +81,11 @@ def run(options):
 
 
 def apart(name, engines, folder):
-    """The records, made in another process: whatever ends it, the table goes on."""
-    command = [sys.executable, __file__, "one", "--net", name, "--data-dir", str(folder), "--engine", *engines]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            said, errors = process.communicate(timeout=60 * MINUTES)
-            why = f"ended with {process.returncode}: {(errors.strip().splitlines() or ['no message'])[-1]}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-            why = f"not done in {MINUTES} minutes"
-    records = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    """The records, made in another process."""
+    given = ["one", "--net", name, "--data-dir", str(folder), "--engine", *engines]
+    records, why = records_of(__file__, given, MINUTES)
     missing = [engine for engine in engines if engine not in {found["engine"] for found in records}]
-    return [*records, *({"engine": engine, "failed": why} for engine in missing)]
+    return [*records, *({"engine": engine, "failed": why or "no record"} for engine in missing)]
 
 
 def table(options):
