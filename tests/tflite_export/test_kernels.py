@@ -106,6 +106,17 @@ def test_16_bits_keep_the_bias_of_a_layer_that_is_called_twice():
     assert np.abs(file.predict(data) - expected).max() < 2e-3 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("axis", [1, (1, 2), -1])
+def test_a_sum_of_16_bits_may_be_larger_than_its_parts(axis):
+    """TensorFlow's quantizer gives it the step of its input: it was cut off."""
+    x = keras.Input((9, 16))
+    model = keras.Model(x, keras.ops.sum(x, axis=axis))
+    data = np.random.default_rng(0).normal(0.5, 1, size=(128, 9, 16)).astype("float32")
+    found = tflite_export.convert(model, "int16x8", data).predict(data)
+    expected = data.sum(axis=axis)
+    np.testing.assert_allclose(found, expected, atol=5e-4 * np.abs(expected).max())
+
+
 def test_hard_swish_of_products():
     x = keras.Input((6, 5, 3))
     model = keras.Model(x, L.Dense(4)(keras.ops.hard_silu(L.Conv2D(4, 3)(x))))
@@ -115,7 +126,7 @@ def test_hard_swish_of_products():
     assert "HARD_SWISH" not in tflite_export.inspect(after).ops
     data = 4 * np.random.default_rng(2).normal(size=(128, 6, 5, 3)).astype("float32")
     np.testing.assert_allclose(after.predict(data), before.predict(data), atol=1e-5)
-    assert tflite_export.verify(model, tflite_export.convert(model, "int16x8", data), data, tolerance=5e-3).passed
+    assert tflite_export.verify(model, tflite_export.convert(model, "int16x8", data), data, tolerance=3e-3).passed
 
 
 def test_a_squared_difference_is_a_product():

@@ -85,7 +85,10 @@ def test_several_inputs_and_outputs_by_name():
     np.testing.assert_array_equal(found["bee"], bee.argmax(-1))
 
 
-def test_more_ranks_than_classes(model):
+def test_more_ranks_than_classes(model, logits):
+    every = tflite_export.fold_processing(model, output="top_k", k=logits.shape[1])
+    found = tflite_export.convert(every, "float32").predict(PIXELS * SCALE + OFFSET)
+    np.testing.assert_array_equal(found["logits_classes"], np.argsort(-logits, axis=-1))
     source = tflite_export.fold_processing(model, output="top_k", k=99)
     with pytest.raises(tflite_export.ConversionError, match=r"`k` must be at most \d+, the classes of '\w+'; got 99"):
         tflite_export.convert(source, "float32")

@@ -155,7 +155,7 @@ def test_16_bits_name_the_layer_without_a_kernel_in_the_middle():
     tokens = keras.Input((6, 8), name="tokens")
     wave = layers.Activation(keras.ops.sin, name="wave")(layers.Dense(4, activation="relu")(tokens))
     data = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
-    with pytest.raises(ConversionError, match=r"layer 'wave': SIN stayed float.*Choose 'int8_float_io'") as caught:
+    with pytest.raises(ConversionError, match=r"layer 'wave': SIN stayed float.*or 'int8_float_io', which") as caught:
         tflite_export.convert(keras.Model(tokens, layers.Dense(3)(wave)), "int16x8", data)
     assert "layers=" not in str(caught.value)
 
@@ -173,8 +173,41 @@ def test_16_bits_name_the_layer_without_a_kernel_at_the_input():
     tokens = keras.Input((6, 8), name="tokens")
     model = keras.Model(tokens, layers.Dense(3)(layers.Activation(keras.ops.sin, name="wave")(tokens)))
     data = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
-    with pytest.raises(ConversionError, match=r"layer 'wave' is computed by SIN.*16 bits. Choose 'int8_float_io'"):
+    with pytest.raises(ConversionError, match=r"layer 'wave' is computed by SIN.*16 bits. Choose 'dynamic' or 'fl"):
         tflite_export.convert(model, "int16x8", data)
+
+
+class _Constant(layers.Layer):
+    def call(self, inputs):
+        return keras.ops.zeros_like(inputs) + 2.5
+
+
+@pytest.mark.parametrize(("precision", "told"), [("int16x8", "touches nothing"), ("int8", "'fixed' stayed float32")])
+def test_an_output_that_is_a_constant(precision, told):
+    x = keras.Input((8,))
+    model = keras.Model(x, [layers.Dense(4, name="head")(x), _Constant(name="fixed")(x)])
+    data = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
+    with pytest.raises(ConversionError, match=f"{told}.*Leave constants and inputs that are handed on out") as caught:
+        tflite_export.convert(model, precision, data)
+    assert "'int8_float_io'" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["int16x8", "int8"])
+def test_the_last_layer_is_named_when_its_operation_makes_the_output(precision):
+    x = keras.Input((8,))
+    model = keras.Model(x, layers.Dense(3, name="head", activation="elu")(x))
+    with pytest.raises(ConversionError, match="layer 'head'"):
+        tflite_export.convert(model, precision, np.random.default_rng(0).normal(size=(128, 8)).astype("float32"))
+
+
+def test_operations_from_outside_are_advised_where_they_can_be():
+    x = keras.Input((8,))
+    model = keras.Model(x, [layers.Dense(5)(x), keras.ops.argmax(x, axis=-1)])
+    data = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
+    with pytest.raises(ConversionError, match=r"convert to 'float32', 'float16' or 'dynamic' with custom_ops=\['Flex"):
+        tflite_export.convert(model, "int8", data)
+    with pytest.raises(ConversionError, match=r"pass custom_ops=\['Flex"):
+        tflite_export.convert(model, "float16")
 
 
 def test_a_model_that_keras_quantized():

@@ -105,7 +105,11 @@ def dtypes_of_inputs_and_outputs(
         kind = np.dtype(info.dtype).kind
         asked = contract.precision.io_dtype
         if asked is not None and kind == "f":
-            yield Violation("dtypes", f"{info.name!r} stayed {info.dtype} in the {contract.precision.name} file")
+            problem = f"{info.name!r} stayed {info.dtype} in the {contract.precision.name} file"
+            mend = (
+                "Leave constants and inputs that are handed on out of the model, or choose 'int8_float_io' or 'float16'"
+            )
+            yield Violation("dtypes", problem, mend=mend)
         elif asked is not None and info.scale is not None and info.dtype != asked:
             yield Violation("dtypes", f"{info.name!r} is {info.dtype}; {contract.precision.name} has {asked}")
         elif asked is None and (kind != "f" and info.scale is not None):
@@ -132,7 +136,7 @@ def no_float_islands(contract: Contract, model: TFLiteModel, source: Source, ops
     """Nothing of an integer file computes in float, but for what the user wants so."""
     way = "Choose 'dynamic' or 'float16'; if the layer may stay float, say so: `layers={name: 'float32'}`"
     if contract.precision.name == "int16x8":
-        way = "Choose 'int8_float_io', 'dynamic' or 'float16'"
+        way = "Choose 'dynamic' or 'float16', or 'int8_float_io', which knows more operations"
     if contract.precision.integer:
         for op in float_operations(ops, source, contract.floats):
             yield Violation(

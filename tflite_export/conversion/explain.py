@@ -2,6 +2,7 @@
 
 import re
 
+from tflite_export import precisions
 from tflite_export.errors import ConversionError
 from tflite_export.sources.protocol import Source
 from tflite_export.tflite.records import layer_of
@@ -55,11 +56,12 @@ def _way_out(text: str, batch: int | None, precision: str) -> str:
         )
     missing = list(dict.fromkeys(_NOT_BUILTIN.findall(text)))
     if missing:
+        ships = "convert to 'float32', 'float16' or 'dynamic' with" if precisions.get(precision).integer else "pass"
         return (
             f"No builtin TensorFlow Lite operation exists for {', '.join('tf.' + name for name in missing)}, and "
             "operations from outside (Flex) do not run on the standard runtimes. Write the layer with other "
-            "operations, leave it out of the model and compute it in the app, or, for an app that ships them, pass "
-            f"custom_ops={['Flex' + name for name in missing]}."
+            "operations, leave it out of the model and compute it in the app, or, for an app that ships them, "
+            f"{ships} custom_ops={['Flex' + name for name in missing]}."
         )
     return "Convert parts of the model to find what it is about, or pass verbose=True for all the converter says."
 

@@ -16,8 +16,9 @@ _HEADROOM = 2.0
 def quantized_to_16_bits(job: Job, content: bytes) -> bytes:
     """The int16x8 file of a calibrated one.
 
-    A tensor may become twice as large as calibration saw it, before it is clipped: that costs one bit of 16. What has
-    no 16-bit kernel stays float, for the contract to refuse.
+    A tensor may become twice as large as calibration saw it, before it is clipped: that costs one bit of 16. (A net of
+    products and normalizations still needs data as in use: with an input twice as large, a square is four times that.)
+    What has no 16-bit kernel stays float, for the contract to refuse.
 
     Args:
         job: What is asked for.
@@ -44,11 +45,18 @@ def quantized_to_16_bits(job: Job, content: bytes) -> bytes:
     if len(failures) < 2:
         return flatbuffer.order(made, list(job.source.inputs), list(job.source.outputs))
     kind = _NO_KERNEL.search(str(failures[1]))
+    if kind is None and "of type FLOAT32" in str(failures[0]):
+        raise ConversionError(
+            f"{job.source.label} does not convert to int16x8: an input or output touches nothing that computes with "
+            "16 bits. Leave constants and inputs that are handed on out of the model, or choose 'int8_float_io' or "
+            "'float16'."
+        ) from failures[0]
     if kind is None:
         raise conversion_error(failures[1], job.source, job.precision.name, job.batch, said.text) from failures[1]
     ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
     layers = dict.fromkeys(op.layer or op.outputs[0].name for op in ops if op.name == kind[1])
     raise ConversionError(
         f"{job.source.label} does not convert to int16x8: layer {', '.join(map(repr, layers))} is computed by "
-        f"{kind[1]}, which TensorFlow does not quantize to 16 bits. Choose 'int8_float_io', 'dynamic' or 'float16'."
+        f"{kind[1]}, which TensorFlow does not quantize to 16 bits. Choose 'dynamic' or 'float16', or 'int8_float_io', "
+        "which knows more operations."
     ) from failures[1]

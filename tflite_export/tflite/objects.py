@@ -123,11 +123,15 @@ class FileObjects:
         self._set_options(operator, kind, "NONE")
 
     def insert_before(self, operator: Any, kind: str, inputs: list[int], activation: str = "NONE") -> int:
-        """Puts an ADD, SUB or MUL of two tensors before an operation, of the shape that this one has; its number."""
+        """Puts an ADD, SUB or MUL, or the MEAN of what this sums, before an operation; the number of what it makes."""
         made = self._float_like(int(operator.outputs[0]), kind.lower())
         place = next(i for i, one in enumerate(self.operators) if one is operator)
         self._insert(kind, inputs, [made], place)
-        self._set_options(self.operators[place], kind, activation)
+        new = self.operators[place]
+        if kind == "MEAN":
+            new.builtinOptionsType, new.builtinOptions = operator.builtinOptionsType, operator.builtinOptions
+        else:
+            self._set_options(new, kind, activation)
         return made
 
     def store_whole(self, number: int, values: np.ndarray) -> None:
@@ -325,18 +329,14 @@ class FileObjects:
         return self.model.operatorCodes
 
     def _set_version(self, operator: Any) -> None:
-        kind, tensors = self.kind(operator), self.graph.tensors
-        inputs = [tensors[i] for i in operator.inputs if i >= 0]
-        outputs = [tensors[i] for i in operator.outputs if i >= 0]
+        kind, sides = self.kind(operator), (operator.inputs, operator.outputs)
+        inputs, outputs = ([self.dtype(int(i)) for i in side if i >= 0] for side in sides)
         per_channel = any(
             (found := self.steps(int(i))) is not None and len(found) > 1 for i in operator.inputs if i >= 0
         )
-        version = version_of(kind, [*map(self._type, inputs)], [*map(self._type, outputs)], per_channel)
+        version = version_of(kind, inputs, outputs, per_channel)
         if version is not None:
             operator.opcodeIndex = self._code(kind, version)
-
-    def _type(self, tensor: Any) -> str:
-        return flatbuffer.dtype_name(tensor.type)
 
     def _drop_unused(self) -> None:
         """Empties the buffers of tensors that no operation reads."""

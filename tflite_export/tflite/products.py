@@ -12,8 +12,8 @@ def as_multiplications(content: bytes, *, sixteen: bool) -> bytes:
 
     Args:
         content: A `.tflite` file, with or without ranges.
-        sixteen: Whether also what has a kernel for 8 bits, but none for 16: SQUARED_DIFFERENCE becomes SUB and MUL,
-            HARD_SWISH ADD and two MUL.
+        sixteen: Whether also what has a kernel for 8 bits, but none or a bad one for 16: SQUARED_DIFFERENCE becomes SUB
+            and MUL, HARD_SWISH ADD and two MUL, SUM (whose output gets the step of its input) MEAN and MUL.
     """
     file = FileObjects(content)
     rules = _EVERYWHERE | _SIXTEEN if sixteen else _EVERYWHERE
@@ -52,5 +52,18 @@ def _hard_swish(file: FileObjects, operator: Any) -> None:
     file.become(operator, "MUL", [x, gate])
 
 
+def _sum(file: FileObjects, operator: Any) -> None:
+    x, axes = map(int, operator.inputs)
+    if not file.is_constant(axes):
+        return
+    places = np.frombuffer(bytes(file.model.buffers[file.graph.tensors[axes].buffer].data), np.int32)
+    count = float(np.prod([file.shape(x)[place] for place in places]))
+    mean = file.insert_before(operator, "MEAN", [x, axes])
+    own = file.range_of(int(operator.outputs[0]))
+    if own is not None:
+        file.set_range(mean, own[0] / count, own[1] / count)
+    file.become(operator, "MUL", [mean, file.new_constant("count", np.array(count, np.float32))])
+
+
 _EVERYWHERE = {"NEG": _negative, "SQUARE": _square}
-_SIXTEEN = {"SQUARED_DIFFERENCE": _squared_difference, "HARD_SWISH": _hard_swish}
+_SIXTEEN = {"SQUARED_DIFFERENCE": _squared_difference, "HARD_SWISH": _hard_swish, "SUM": _sum}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,6 +86,20 @@ def ops(content: bytes, layers: Collection[str] = (), *, scopes_numbered: bool =
             outputs = tuple(records[i] for i in numbers(operator.OutputsAsNumpy()) if i >= 0)
             layer = _origin(inputs, outputs, layers, scopes_numbered)
             found.append(OpRecord(name, custom, inputs, outputs, layer))
+    return _with_ends(found, content, layers)
+
+
+def _with_ends(found: list[OpRecord], content: bytes, layers: Collection[str]) -> tuple[OpRecord, ...]:
+    """The operations, where what makes an output comes from the layer of the output's name, if from no other."""
+    graph, records = flatbuffer.read(content).Subgraphs(0), tensors(content)
+    ends = zip(numbers(graph.OutputsAsNumpy()), flatbuffer.names(content)[1], strict=True)
+    named = {records[place].name: name for place, name in ends if name in layers}
+    for place, op in reversed([*enumerate(found)] if named else []):
+        layer = next((named[tensor.name] for tensor in op.outputs if tensor.name in named), "")
+        if layer and not op.layer:
+            found[place] = replace(op, layer=layer)
+        if layer and op.name in _BORDER:
+            named[op.inputs[0].name] = layer
     return tuple(found)
 
 

@@ -8,7 +8,8 @@ def prepared(content: bytes, headroom: float) -> bytes:
     """The file in which the quantizer finds what it needs.
 
     - Ranges are wider by a factor, against clipping of larger values in use; but for inputs of RSQRT (the variance in
-      a normalization): its table has 128 places for positive numbers, so that small ones lose by what large ones gain.
+      a normalization), which are clipped as before: its table has 128 places for positive numbers, so that small ones
+      would lose by what large ones gain.
     - No two operations share a bias, as calls of one layer do: the step of an integer bias depends on the input's, and
       the quantizer gives all the step of the first.
     - Integers (words that are looked up) have a range, which the quantizer asks for and then ignores.
