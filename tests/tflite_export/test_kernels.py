@@ -126,7 +126,9 @@ def test_hard_swish_of_products():
     assert "HARD_SWISH" not in tflite_export.inspect(after).ops
     data = 4 * np.random.default_rng(2).normal(size=(128, 6, 5, 3)).astype("float32")
     np.testing.assert_allclose(after.predict(data), before.predict(data), atol=1e-5)
-    assert tflite_export.verify(model, tflite_export.convert(model, "int16x8", data), data, tolerance=3e-3).passed
+    expected = data * np.clip(data + 3, 0, 6) / 6
+    found = tflite_export.convert(keras.Model(x, keras.ops.hard_silu(x)), "int16x8", data).predict(data)
+    np.testing.assert_allclose(found, expected, atol=3e-4 * expected.max())
 
 
 def test_a_squared_difference_is_a_product():
@@ -141,6 +143,15 @@ def test_a_squared_difference_is_a_product():
     given = {"first": random.normal(size=(5, 3, 4)), "second": random.normal(size=(5, 4))}
     given = {name: values.astype("float32") for name, values in given.items()}
     np.testing.assert_allclose(after.predict(given), before.predict(given), rtol=1e-5)
+
+
+def test_small_differences_are_squared_on_16_bits():
+    x = keras.Input((3, 4))
+    model = keras.Model(x, keras.ops.square(x - keras.ops.mean(x, axis=-1, keepdims=True)))
+    data = np.random.default_rng(2).uniform(-0.1, 0.1, size=(128, 3, 4)).astype("float32")
+    expected = (data - data.mean(axis=-1, keepdims=True)) ** 2
+    found = tflite_export.convert(model, "int16x8", data).predict(data)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * expected.max())
 
 
 def test_two_integers_of_4_bits_in_a_byte():

@@ -1,5 +1,7 @@
 """One file, several functions: shared weights, and training on the device."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -204,3 +206,7 @@ def test_data_of_a_signature_on_another_scale_than_in_training():
     model.fit(pixels, np.zeros((128, 2)), epochs=30, verbose=0)
     with pytest.warns(UserWarning, match=r"representative_data\['classify'\]`: .*'norm'"):
         tflite_export.convert({"classify": model}, "int8", {"classify": 255 * pixels})
+    folded = tflite_export.fold_processing(model, rescale=(1 / 255, 0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "`representative_data")
+        tflite_export.convert({"classify": folded}, "int8", {"classify": 255 * pixels})
