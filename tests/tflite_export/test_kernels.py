@@ -169,3 +169,16 @@ def test_a_kind_that_no_operation_is_any_longer_leaves_the_file():
     given = X[:, 0, :2].reshape(-1, 4)
     found = tflite_export.TFLiteModel.from_content(after).predict(given)
     np.testing.assert_allclose(found, before.predict(given), rtol=1e-6)
+
+
+def test_a_gate_and_a_branch_have_ranges_of_their_own():
+    """Kernels write products and sums over what they are made of; the branch is a tenth of the sum here."""
+    x = keras.Input((8, 8, 3))
+    branch = L.Conv2D(3, 3, padding="same", use_bias=False, name="branch")(x)
+    wide = keras.ops.tanh(branch) * 0.5
+    model = keras.Model(x, L.Dense(2)(keras.ops.relu(L.Add(name="sum")([wide, 9.0 * x]))))
+    data = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    file = tflite_export.convert(model, "int8", data)
+    found = {op.name: op for op in records.ops(file.content)}
+    inputs = [tensor.scales[0] for tensor in found["ADD"].inputs if tensor.data is None]
+    assert min(inputs) < 1.01 / 255, inputs  # of [-0.5, 0.5]

@@ -10,14 +10,20 @@ from tflite_export.conversion.job import Job
 from tflite_export.conversion.mixed import check_found, of_layers
 from tflite_export.silence import silenced
 from tflite_export.tflite import flatbuffer, records
+from tflite_export.tflite.exposure import with_all_outputs, with_outputs_of
+from tflite_export.tflite.masks import with_bounded_masks
 from tflite_export.tflite.products import as_multiplications
 from tflite_export.tflite.unseen import with_guessed_ranges
 
-_ATTEMPTS = 4
+_ATTEMPTS = 12
 
 
 def calibrated(job: Job, folder: str) -> bytes:
     """The float file with the ranges of its tensors, measured in one pass over the data.
+
+    Some kernels (MUL, ADD, SUB) write their output over an input, and TensorFlow's calibrator then takes it for that
+    input, too: the range of a gate, or of a branch before it is added, would be that of the result. Nothing is written
+    over outputs of a file, so it measures a file in which every tensor is one.
 
     Raises: ConversionError; ValueError for bad data; what the user's generator raises.
     """
@@ -25,21 +31,24 @@ def calibrated(job: Job, folder: str) -> bytes:
     feed = job.feed()
     with silenced(job.verbose) as said:
         import tensorflow as tf
+        from tensorflow.lite.python.optimize.calibrator import Calibrator
 
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        job.precision.configure(converter, feed)
+        job.precision.configure(converter, lambda: iter([feed.first()]))
         allow(converter, job.custom_ops)
         converter.inference_input_type = converter.inference_output_type = tf.float32  # the quantizer sets the others
         converter._experimental_calibrate_only = True
         try:
             content = bytes(converter.convert())
+            content = with_outputs_of(bytes(Calibrator(with_all_outputs(content)).calibrate(feed)), content)
         except Exception as error:  # ConverterError is a plain Exception
             failure = error
     if feed.error is not None:
         raise feed.error
     if failure is not None:
         raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
-    content, unseen = with_guessed_ranges(as_multiplications(content, sixteen=job.precision.name == "int16x8"))
+    content = with_bounded_masks(as_multiplications(content, sixteen=job.precision.name == "int16x8"))
+    content, unseen = with_guessed_ranges(content)
     ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
     job.unseen.extend(dict.fromkeys(op.layer or op.name for op in ops if op.outputs and op.outputs[0].name in unseen))
     return content

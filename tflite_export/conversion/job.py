@@ -127,6 +127,10 @@ class Feed:
     seen: Statistics
     error: Exception | None = None
 
+    def first(self) -> Arrays:
+        """A batch of what is read first, without counting it."""
+        return {name: np.resize(values, (self.size, *values.shape[1:])) for name, values in self.data.head.items()}
+
     def __call__(self) -> Iterator[Arrays]:
         try:
             with progress("calibrating", self.data.count, on_terminal()) as update:

@@ -58,7 +58,7 @@ class FileObjects:
 
     def shape(self, number: int) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return tuple(int(size) for size in self.graph.tensors[number].shape)
+        return tuple(map(int, () if (told := self.graph.tensors[number].shape) is None else told))
 
     def steps(self, number: int) -> np.ndarray | None:
         """Scales of a tensor, None for a float one."""
