@@ -10,7 +10,7 @@ from tflite_export.conversion.job import Job
 from tflite_export.conversion.mixed import check_found, of_layers
 from tflite_export.silence import silenced
 from tflite_export.tflite import flatbuffer, records
-from tflite_export.tflite.exposure import with_all_outputs, with_outputs_of
+from tflite_export.tflite.exposure import with_all_outputs, with_first_outputs
 from tflite_export.tflite.masks import with_bounded_masks
 from tflite_export.tflite.products import as_multiplications
 from tflite_export.tflite.unseen import with_guessed_ranges
@@ -39,8 +39,8 @@ def calibrated(job: Job, folder: str) -> bytes:
         converter.inference_input_type = converter.inference_output_type = tf.float32  # the quantizer sets the others
         converter._experimental_calibrate_only = True
         try:
-            content = bytes(converter.convert())
-            content = with_outputs_of(bytes(Calibrator(with_all_outputs(content)).calibrate(feed)), content)
+            exposed, own = with_all_outputs(bytes(converter.convert()))
+            content = with_first_outputs(bytes(Calibrator(exposed).calibrate(feed)), own)
         except Exception as error:  # ConverterError is a plain Exception
             failure = error
     if feed.error is not None:
