@@ -15,6 +15,7 @@ share of the tolerance of `verify` its error takes, or what stands in the way.
 import argparse
 import json
 import os
+import re
 import sys
 import textwrap
 from collections import defaultdict
@@ -154,7 +155,8 @@ def cell(found, refusals):
     if found is None:
         return ""
     if "failed" in found:
-        text = textwrap.shorten(found["failed"].replace("|", "/"), 400, placeholder=" ...")
+        text = re.sub(r"(?<=convert to )\w+|(?<=The )\w+(?= file)", "...", found["failed"].replace("|", "/"))
+        text = textwrap.shorten(text.split(": ", 1)[1], 400, placeholder=" ...")
         return f"({refusals.setdefault(text, len(refusals) + 1)})"
     return f"{found['error'] / tolerance(found):.2f}" if found["passed"] else f"**fails, {found['snr_db']:.0f} dB**"
 
