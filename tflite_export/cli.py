@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the file does not pass `verify`, or the model does not con
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +41,7 @@ _ARGUMENTS = {
     "verbose=True": "--verbose",
     "`custom_ops`": "--custom-op",
     "custom_ops=": "--custom-op ",
-    "shapes=": "--shape ",
+    'shapes="open"': 'shapes="open" (in Python)',
     "batch=None": "--batch none",
     "batch=1": "--batch 1",
 }
@@ -67,7 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _with_options(message: str) -> str:
     for argument, option in _ARGUMENTS.items():
         message = message.replace(argument, option)
-    return message
+    return re.sub(r"`?shapes=\{'([^']+)': \(([\d, ]+)\)\}`?", _shape_option, message)
+
+
+def _shape_option(found: re.Match[str]) -> str:
+    return f"--shape {found[1]}={found[2].replace(' ', '').strip(',')}"
 
 
 def _parser() -> argparse.ArgumentParser:

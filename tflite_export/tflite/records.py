@@ -96,7 +96,7 @@ def _with_ends(found: list[OpRecord], content: bytes, layers: Collection[str]) -
     named = {records[place].name: name for place, name in ends if name in layers}
     for place, op in reversed([*enumerate(found)] if named else []):
         layer = next((named[tensor.name] for tensor in op.outputs if tensor.name in named), "")
-        if layer and not op.layer:
+        if layer and not op.layer and op.name not in _BORDER:
             found[place] = replace(op, layer=layer)
         if layer and op.name in _BORDER:
             named[op.inputs[0].name] = layer
