@@ -25,7 +25,8 @@ def nets():
 
 
 @pytest.mark.parametrize(
-    ("precision", "limit"), [("float32", 1e-5), ("float16", 2e-3), ("dynamic", 2e-2), ("int8", 2e-2)]
+    ("precision", "limit"),
+    [("float32", 1e-5), ("float16", 2e-3), ("dynamic", 2e-2), ("weight_int8", 2e-2), ("int8", 2e-2)],
 )
 def test_embed_and_classify_share_their_weights(nets, precision, limit):
     encoder, classifier = nets
@@ -40,6 +41,77 @@ def test_embed_and_classify_share_their_weights(nets, precision, limit):
     alone = tflite_export.convert(classifier, precision, X).size_bytes
     weights = {"float32": 4, "float16": 2}.get(precision, 1) * (27 * 64 + 64 * 24)
     assert file.size_bytes < alone + 0.7 * weights + 1500  # of a graph
+
+
+def test_ranges_of_each_signature_are_those_of_a_file_of_its_own():
+    """A gate that MUL writes over, a mask of attention and a NEG: all that is put right before the quantizer."""
+    keras.utils.set_random_seed(0)
+    x, seen = keras.Input((8, 16), name="x"), keras.Input((8,), name="seen")
+    far = layers.Lambda(lambda kept: (1 - kept[:, None, :]) * -1e9)(seen)
+    scores = layers.Add()([layers.Dot(2)([layers.Dense(16)(x), layers.Dense(16)(x)]), far])
+    h = layers.Dot((2, 1))([layers.Softmax()(scores), layers.Lambda(lambda h: -h)(layers.Dense(16)(x))])
+    h = layers.Multiply()([layers.Dense(16, activation="sigmoid")(h), layers.Rescaling(6.0)(h)])
+    body = keras.Model([x, seen], h, name="body")
+    full = keras.Model([x, seen], layers.Dense(3)(layers.GlobalAveragePooling1D()(h)), name="full")
+    generator = np.random.default_rng(0)
+    data = {
+        "x": generator.normal(size=(120, 8, 16)).astype("float32"),
+        "seen": (generator.random((120, 8)) < 0.7).astype("float32"),
+    }
+    session = tflite_export.convert({"body": body, "full": full}, "int8", {"body": data, "full": data}).session()
+    for name, model in (("body", body), ("full", full)):
+        (found,) = session.run(name, data).values()
+        np.testing.assert_array_equal(found, tflite_export.convert(model, "int8", data).predict(data))
+
+
+def test_what_a_signature_never_saw_is_told():
+    x = keras.Input((6,))
+    dead = layers.Dense(4, activation="relu", bias_initializer=keras.initializers.Constant(-9.0), name="dead")(x)
+    model = keras.Model(x, layers.Dense(2)(layers.Concatenate()([dead, layers.Dense(4)(x)])))
+    data = np.random.default_rng(0).uniform(size=(120, 6)).astype("float32")
+    file = tflite_export.convert({"one": model}, "int8", {"one": data})
+    assert any("nothing but zeros came out of dead" in note for note in file.notes)
+
+
+def test_a_loop_in_a_signature_is_refused_in_integers(nets):
+    x = keras.Input((6, 4))
+    tagger = keras.Model(x, layers.LSTM(3, name="recurrent")(x))
+    data = {"embed": X, "tag": np.random.default_rng(0).random((100, 6, 4)).astype("float32")}
+    with pytest.raises(tflite_export.ConversionError, match="'recurrent' is a loop.*`unroll=True`"):
+        tflite_export.convert({"embed": nets[0], "tag": tagger}, "int8", data)
+
+
+def test_open_shapes_of_signatures():
+    image = keras.Input((None, None, 3), name="image")
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image)))
+    with pytest.raises(ValueError, match=r"open sizes.*`shapes=\{'find': \{'image': \(32, 32, 3\)\}\}`"):
+        tflite_export.convert({"find": model}, "float32")
+    with pytest.raises(ValueError, match=r"of \['find'\]; got \{'image'"):
+        tflite_export.convert({"find": model}, "float32", shapes={"image": (8, 8, 3)})
+    fixed = tflite_export.convert({"find": model}, "float32", shapes={"find": {"image": (8, 8, 3)}})
+    np.testing.assert_allclose(fixed.session().run("find", X)["global_average_pooling2d"], model(X), atol=1e-5)
+    assert tflite_export.convert({"find": model}, "float32", shapes="open").inputs[0].shape == (1, None, None, 3)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 5], name="v")])
+    def positive(v):
+        return {"kept": tf.boolean_mask(v, v > 0)}
+
+    with pytest.raises(tflite_export.ConversionError, match="signature 'positive': 'kept' has an open shape"):
+        tflite_export.convert({"positive": positive}, "float32")
+
+
+def test_signatures_that_take_bytes():
+    image = keras.Input((8, 8, 3), name="image")
+    model = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(image))))
+    logits = tflite_export.fold_processing(model, rescale=(1 / 255, 0), uint8_input=True)
+    scores = tflite_export.fold_processing(model, rescale=(1 / 255, 0), uint8_input=True, output="softmax")
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 3)).astype("uint8")
+    sources, data = {"logits": logits, "scores": scores}, {"logits": pixels, "scores": pixels}
+    file = tflite_export.convert(sources, "int8", data)
+    assert "CAST" not in {op.name for op in records.ops(file.content)}
+    for name, source in sources.items():
+        (found,) = file.session().run(name, pixels).values()
+        np.testing.assert_array_equal(found, tflite_export.convert(source, "int8", pixels).predict(pixels))
 
 
 def test_inputs_of_each_signature_are_in_order():

@@ -81,7 +81,8 @@ def convert(
             by some runtimes. Defaults to `1`.
         shapes: Sizes of inputs that the source leaves open, beside the batch: dict input name -> shape of one sample,
             e.g. `{"image": (224, 224, 3)}`; or `"open"`, which keeps them open: the interpreter must resize then, and
-            GPU delegates and browsers refuse the file. Defaults to `None`: there must be none.
+            GPU delegates and browsers refuse the file. Of several signatures: a dict signature name -> dict, or
+            `"open"`. Defaults to `None`: there must be none.
         layers: Layers with another precision than the rest of an integer file, dict layer name -> `"float32"`,
             `"int8"`, or `"int4"` (dense layers): e.g. `{"logits": "float32"}`. Defaults to `None`.
         sparse: Whether to store kernels without their zeros, which helps from about half of zeros on: a file of 0.3 of
@@ -110,14 +111,20 @@ def convert(
     """
     if isinstance(source, Mapping):
         check_numbers(precision, target, batch, min_runtime, max_bytes, max_samples)
-        if shapes is not None or layers is not None or target is not None or sparse or check_custom_ops(custom_ops):
+        if layers is not None or target is not None or sparse or check_custom_ops(custom_ops):
             raise ValueError(
-                "`shapes`, `layers`, `sparse`, `custom_ops` and `target` are for one source, not several signatures."
+                "`layers`, `sparse`, `custom_ops` and `target` are for one source, not several signatures."
             )
         rule = precisions.get(str(precision))
         contract = Contract(rule, batch is None, min_runtime=min_runtime, max_bytes=max_bytes)
         return convert_signatures(
-            source, contract, representative_data, batch=batch, max_samples=max_samples, verbose=verbose
+            source,
+            contract,
+            representative_data,
+            batch=batch,
+            shapes=shapes,
+            max_samples=max_samples,
+            verbose=verbose,
         )
     job, place = plan(
         source,

@@ -9,7 +9,7 @@ from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.job import Job
 from tflite_export.conversion.mixed import check_found, of_layers
 from tflite_export.silence import silenced
-from tflite_export.tflite import flatbuffer, records
+from tflite_export.tflite import records
 from tflite_export.tflite.exposure import with_all_outputs, with_first_outputs
 from tflite_export.tflite.masks import with_bounded_masks
 from tflite_export.tflite.products import as_multiplications
@@ -33,8 +33,8 @@ def calibrated(job: Job, folder: str) -> bytes:
         import tensorflow as tf
         from tensorflow.lite.python.optimize.calibrator import Calibrator
 
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        job.precision.configure(converter, lambda: iter([feed.first()]))
+        converter = job.converter(folder)
+        job.precision.configure(converter, feed.first)
         allow(converter, job.custom_ops)
         converter.inference_input_type = converter.inference_output_type = tf.float32  # the quantizer sets the others
         converter._experimental_calibrate_only = True
@@ -79,7 +79,7 @@ def quantized(job: Job, content: bytes) -> tuple[bytes, frozenset[str]]:
         left = frozenset(op.outputs[0].name for op in found if op.is_float and of_layers(op, wanted, job.source))
         if not contract.float_layers(made, job.source, left):
             break
-    return flatbuffer.order(made, list(job.source.inputs), list(job.source.outputs)), left
+    return job.ordered(made), left
 
 
 def _run_quantizer(job: Job, content: bytes, options: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from tflite_export.progress import on_terminal, progress
 from tflite_export.sources import samples
 from tflite_export.sources.protocol import Source
 from tflite_export.sources.quality import Statistics
+from tflite_export.tflite import flatbuffer
 
 Arrays = Mapping[str, np.ndarray]
 _TAKE_OUT = (
@@ -65,7 +67,17 @@ class Job:
             return samples.Stream(self.source.inputs, self.source.calibration, what="calibration of the source")
         return self.data
 
-    def feed(self) -> "Feed":
+    def converter(self, folder: str) -> Any:
+        """TensorFlow's, of the SavedModel in a folder."""
+        import tensorflow as tf
+
+        return tf.lite.TFLiteConverter.from_saved_model(folder)
+
+    def ordered(self, content: bytes) -> bytes:
+        """A file with inputs and outputs in the order of the source."""
+        return flatbuffer.order(content, list(self.source.inputs), list(self.source.outputs))
+
+    def feed(self) -> "Batches":
         """The data for the converter, in batches as the file takes them."""
         data = self.ranges_data
         assert data is not None
@@ -111,15 +123,29 @@ class Job:
             )
 
 
+class Batches(Protocol):
+    """Representative data as the converter asks for them: a function that starts from the first batch."""
+
+    def __call__(self) -> Iterator[Any]:
+        """All of them."""
+
+    def first(self) -> Iterator[Any]:
+        """A batch of what is read first, without counting it."""
+
+    @property
+    def error(self) -> Exception | None:
+        """What reading ended with: bad data, or an exception of the user's generator."""
+
+
 @dataclass
 class Feed:
-    """Representative data as the converter asks for them: a function that starts from the first batch.
+    """Those of one source.
 
     Attributes:
         data: What is read.
         size: Samples of a batch.
         seen: Where what is read is entered.
-        error: What reading ended with: bad data, or an exception of the user's generator.
+        error: See `Batches`.
     """
 
     data: samples.Stream
@@ -127,9 +153,8 @@ class Feed:
     seen: Statistics
     error: Exception | None = None
 
-    def first(self) -> Arrays:
-        """A batch of what is read first, without counting it."""
-        return {name: np.resize(values, (self.size, *values.shape[1:])) for name, values in self.data.head.items()}
+    def first(self) -> Iterator[Arrays]:
+        yield {name: np.resize(values, (self.size, *values.shape[1:])) for name, values in self.data.head.items()}
 
     def __call__(self) -> Iterator[Arrays]:
         try:

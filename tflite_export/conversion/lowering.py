@@ -5,14 +5,14 @@ from tflite_export.conversion import contract
 from tflite_export.conversion.custom import allow
 from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.integers import calibrated, quantized
-from tflite_export.conversion.job import Feed, Job
+from tflite_export.conversion.job import Job
 from tflite_export.conversion.mixed import check_found, of_layers
 from tflite_export.conversion.sixteen import quantized_to_16_bits
 from tflite_export.conversion.sparse import renamed, sparsified
 from tflite_export.errors import ConversionError
 from tflite_export.precisions import Precision
 from tflite_export.silence import silenced
-from tflite_export.tflite import flatbuffer, kernels, records
+from tflite_export.tflite import kernels, records
 from tflite_export.tflite.byte_inputs import take_bytes
 from tflite_export.tflite.integer_weights import with_integer_weights
 
@@ -32,7 +32,7 @@ def lowered(job: Job, folder: str, *, ranged: bool, loops: bool) -> tuple[bytes,
     """
     rule = job.precision
     if rule.integer and loops:
-        _refuse_loops(job, run_converter(job, precisions.get("float32"), folder, None))
+        _refuse_loops(job, run_converter(job, precisions.get("float32"), folder))
     content, left, floats = _with_ranges(job, folder, ranged)
     content, patched = _finished(job, content)
     content, floats = _stored(job, content, floats | patched)
@@ -91,14 +91,14 @@ def _narrowed(job: Job, content: bytes) -> bytes:
 
 def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str, ...], frozenset[str]]:
     if not job.precision.integer:
-        return run_converter(job, job.precision, folder, None), (), frozenset()
+        return run_converter(job, job.precision, folder), (), frozenset()
     if not ranged and job.precision.name == "int16x8":
         return quantized_to_16_bits(job, calibrated(job, folder)), (), frozenset()
     if not ranged:
         job.ranges.append(calibrated(job, folder))
         content, floats = quantized(job, job.ranges[0])
         return content, (), floats
-    content = run_converter(job, job.precision, folder, None)
+    content = run_converter(job, job.precision, folder)
     left = contract.float_layers(content, job.source)
     if not left:
         return content, (), frozenset()
@@ -112,24 +112,20 @@ def _with_ranges(job: Job, folder: str, ranged: bool) -> tuple[bytes, tuple[str,
     return content, left, floats
 
 
-def run_converter(job: Job, rule: Precision, folder: str, feed: Feed | None) -> bytes:
-    """One run of TensorFlow's converter: a file with inputs and outputs in the order of the source.
+def run_converter(job: Job, rule: Precision, folder: str) -> bytes:
+    """One run of TensorFlow's converter without data: a file with inputs and outputs in the order of the source.
 
-    Raises: ConversionError that names the layer, as far as the converter's message lets it; as `calibrated` for data.
+    Raises: ConversionError that names the layer, as far as the converter's message lets it.
     """
     failure: Exception | None = None
     with silenced(job.verbose) as said:
-        import tensorflow as tf
-
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        rule.configure(converter, feed)
+        converter = job.converter(folder)
+        rule.configure(converter, None)
         allow(converter, job.custom_ops)
         try:
-            content = flatbuffer.order(converter.convert(), list(job.source.inputs), list(job.source.outputs))
+            content = job.ordered(converter.convert())
         except Exception as error:  # ConverterError is a plain Exception
             failure = error
-    if feed is not None and feed.error is not None:
-        raise feed.error
     if failure is not None:
         raise conversion_error(failure, job.source, rule.name, job.batch, said.text) from failure
     return content

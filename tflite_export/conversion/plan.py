@@ -59,7 +59,7 @@ def plan(
             f"`custom_ops` does not go with {rule.name!r}: to learn its ranges, the file would have to run here. "
             "Choose 'float32', 'float16' or 'dynamic'."
         )
-    resolved = _with_shapes(resolved, shapes)
+    resolved = with_shapes(resolved, shapes)
     data = None
     if representative_data is not None:
         data = samples.Stream(resolved.inputs, representative_data, limit=max_samples)
@@ -100,8 +100,13 @@ def _check_batch(source: Source, batch: int | None) -> None:
         raise ValueError(f"{source.label} was built with batch size {fixed}: pass `batch={fixed}`; got {batch}.")
 
 
-def _with_shapes(source: Source, shapes: Mapping[str, Sequence[int]] | str | None) -> Source:
+def with_shapes(source: Source, shapes: Mapping[str, Sequence[int]] | str | None, signature: str = "") -> Source:
     """The source with the sizes that the user gave to open ones.
+
+    Args:
+        source: With a batch dimension first in every input.
+        shapes: As in `convert`.
+        signature: Name of the signature it is to be, of several.
 
     Raises: TypeError, ValueError.
     """
@@ -122,10 +127,11 @@ def _with_shapes(source: Source, shapes: Mapping[str, Sequence[int]] | str | Non
         if name in given and not fits:
             raise ValueError(f"`shapes`: input {name!r} has samples of shape {own} (None = open); got {wanted}.")
         if None in wanted:
-            example = tuple(32 if size is None else size for size in own)
+            example: Any = {name: tuple(32 if size is None else size for size in own)}
+            example = {signature: example} if signature else example
             raise ValueError(
                 f"{source.label}: input {name!r} has open sizes {own}, with which GPU delegates and browsers refuse a "
-                f'file. Fix them, e.g. `shapes={{{name!r}: {example}}}`, or keep them with `shapes="open"`.'
+                f'file. Fix them, e.g. `shapes={example}`, or keep them with `shapes="open"`.'
             )
         inputs[name] = InputSpec((spec.shape[0], *wanted), spec.dtype)
     return replace(source, inputs=inputs)

@@ -22,4 +22,4 @@ def float_file(source: Source, like: TFLiteModel) -> bytes:
     job = Job(source, Contract(rule, batch is None), None, batch, False)
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as folder, silenced():
         save(source, traced(source, batch), folder)
-        return run_converter(job, rule, folder, None)
+        return run_converter(job, rule, folder)

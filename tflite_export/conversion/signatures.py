@@ -4,8 +4,8 @@ import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ import numpy as np
 from tflite_export import metrics
 from tflite_export.conversion import contract as contracts
 from tflite_export.conversion.contract import Contract
-from tflite_export.conversion.explain import conversion_error
-from tflite_export.conversion.graph import check_weights, save_all, traced
-from tflite_export.conversion.job import Feed
+from tflite_export.conversion.graph import LOOPS, check_weights, operations_in, save_all, traced
+from tflite_export.conversion.lowering import lowered
+from tflite_export.conversion.parts import Part, PartsJob, job_of
+from tflite_export.conversion.plan import with_shapes
+from tflite_export.conversion.unchanged import guessed, unchanged
 from tflite_export.errors import ConversionError, Violation
 from tflite_export.precisions import Precision
 from tflite_export.runtime.model import TFLiteModel
@@ -23,38 +25,11 @@ from tflite_export.runtime.session import Session
 from tflite_export.silence import silenced
 from tflite_export.sources import samples
 from tflite_export.sources.norms import of_norms
-from tflite_export.sources.protocol import Source
-from tflite_export.sources.quality import Statistics
 from tflite_export.sources.resolve import resolve
-from tflite_export.tflite import flatbuffer, records
+from tflite_export.tflite import records
 
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
-_PRECISIONS = ("float32", "float16", "dynamic", "int8", "int8_float_io", "uint8")
-Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One signature.
-
-    Attributes:
-        name: As apps call it.
-        source: What it computes.
-        batch: Samples of one call; None for any number.
-        data: Of the user, or None.
-    """
-
-    name: str
-    source: Source
-    batch: int | None
-    data: samples.Stream | None
-
-    @property
-    def sample(self) -> Arrays:
-        """What file and source are compared on: one call."""
-        size = self.source.fixed_batch or self.batch or 1
-        data = samples.random_sample(self.source.inputs, size) if self.data is None else self.data.head
-        return next(samples.groups(data, size))
+_PRECISIONS = ("float32", "float16", "dynamic", "weight_int8", "int8", "int8_float_io", "uint8")
 
 
 def convert_signatures(
@@ -63,6 +38,7 @@ def convert_signatures(
     data: Mapping[str, Any] | None,
     *,
     batch: int | None,
+    shapes: Any,
     max_samples: int,
     verbose: bool,
 ) -> TFLiteModel:
@@ -70,36 +46,42 @@ def convert_signatures(
 
     Args:
         sources: Functions may read and assign the same variables; sources with a batch size of their own keep it.
-        contract: Its precision is one of `"float32"`, `"float16"`, `"dynamic"`, `"int8"`, `"int8_float_io"`, `"uint8"`.
+        contract: Its precision is one of `"float32"`, `"float16"`, `"dynamic"`, `"weight_int8"`, `"int8"`,
+            `"int8_float_io"`, `"uint8"`.
         data: Signature name -> representative data, or None.
         batch: Of sources that have none of their own.
+        shapes: Signature name -> `shapes` of `convert`; or `"open"`.
         max_samples: See `convert`.
         verbose: See `convert`.
 
     Raises: As `convert`.
     """
     rule = contract.precision
-    _check(sources, rule, data)
-    parts = tuple(_part(name, source, data, batch, max_samples, verbose) for name, source in sources.items())
+    _check(sources, rule, data, shapes)
+    parts = tuple(_part(name, source, data, batch, shapes, max_samples, verbose) for name, source in sources.items())
+    job = job_of(parts, contract, verbose)
     with silenced(verbose):
         functions = {part.name: traced(part.source, part.batch) for part in parts}
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as folder:
         with silenced(verbose):
             save_all([part.source for part in parts], functions, folder)
-        content = _run(parts, rule, folder, verbose)
-    content = flatbuffer.order_signatures(
-        content, {part.name: (list(part.source.inputs), list(part.source.outputs)) for part in parts}
-    )
+        loops = any(operations_in(function) & LOOPS for function in functions.values())
+        try:
+            content, _, floats = lowered(job, folder, ranged=False, loops=loops)
+        finally:
+            for part in parts:
+                _warn_of(part)
     with silenced(verbose):
         model = TFLiteModel.from_content(content, rule.name, trusted=True)
-        violations = [*_operations(model, parts, contract), *_values(model, parts, rule)]
+        violations = [*_operations(model, job, floats), *_open_sizes(model, job, shapes)]
+        violations = violations or [*_values(model, parts, rule)]
     if violations:
         said = "\n".join(f"  {violation}" for violation in dict.fromkeys(map(str, violations)))
         raise ConversionError(f"The {rule.name} file of {', '.join(sources)} is not as it must be:\n{said}", violations)
-    return model
+    return replace(model, notes=(*unchanged(model, job.source), *guessed(job.unseen)))
 
 
-def _check(sources: Mapping[str, Any], rule: Precision, data: Mapping[str, Any] | None) -> None:
+def _check(sources: Mapping[str, Any], rule: Precision, data: Mapping[str, Any] | None, shapes: Any) -> None:
     strange = [name for name in sources if not isinstance(name, str) or not _NAME.fullmatch(name)]
     if not sources or strange:
         raise ValueError(
@@ -119,10 +101,21 @@ def _check(sources: Mapping[str, Any], rule: Precision, data: Mapping[str, Any] 
     if rule.integer and (data is None or set(data) != set(sources)):
         missing = [name for name in sources if data is None or name not in data]
         raise ValueError(f"{rule.name!r} needs `representative_data` for every signature; missing: {missing}.")
+    if shapes not in (None, "open") and (not isinstance(shapes, Mapping) or set(shapes) - set(sources)):
+        raise ValueError(
+            f'`shapes` for several signatures is "open", or a dict signature name -> dict input name -> shape of one '
+            f"sample, of {list(sources)}; got {shapes!r}."
+        )
 
 
 def _part(
-    name: str, source: Any, data: Mapping[str, Any] | None, batch: int | None, max_samples: int, verbose: bool
+    name: str,
+    source: Any,
+    data: Mapping[str, Any] | None,
+    batch: int | None,
+    shapes: Any,
+    max_samples: int,
+    verbose: bool,
 ) -> Part:
     with silenced(verbose):
         resolved = resolve(source)
@@ -132,66 +125,28 @@ def _part(
             "cannot keep. Convert it alone."
         )
     check_weights(resolved)
+    resolved = with_shapes(resolved, shapes if shapes == "open" else (shapes or {}).get(name), signature=name)
     given = None if data is None or name not in data else data[name]
     what = f"representative_data[{name!r}]"
     stream = None if given is None else samples.Stream(resolved.inputs, given, limit=max_samples, what=what)
     return Part(name, resolved, resolved.fixed_batch or batch, stream)
 
 
-def _run(parts: tuple[Part, ...], rule: Precision, folder: str, verbose: bool) -> bytes:
-    failure: Exception | None = None
-    feeds = _feeds(parts) if rule.integer else {}
-    with silenced(verbose) as said:
-        import tensorflow as tf
-
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[part.name for part in parts])
-        rule.configure(converter, _together(feeds) if feeds else None)
-        converter.experimental_enable_resource_variables = True
-        try:
-            content = converter.convert()
-        except Exception as error:  # ConverterError is a plain Exception
-            failure = error
-    for feed in feeds.values():
-        if feed.error is not None:
-            raise feed.error
-    if failure is not None:
-        first = parts[0]
-        raise conversion_error(failure, first.source, rule.name, first.batch, said.text) from failure
-    for part in parts:
-        if part.name in feeds and part.data is not None:
-            found = feeds[part.name].seen.findings(rescales=True)
-            if not part.source.processed:
-                with silenced(verbose):
-                    found += of_norms(part.source.module, part.data.head)
-            for finding in found:
-                warnings.warn(f"`representative_data[{part.name!r}]`: {finding}", UserWarning, stacklevel=4)
-    return content
+def _warn_of(part: Part) -> None:
+    """Tells what is strange about data that ranges were learned from."""
+    if part.data is None or not part.seen.count:
+        return
+    with silenced():
+        found = part.seen.findings(rescales=True)
+        if not part.source.processed:  # else the data are not those of the module
+            found += of_norms(part.source.module, part.data.head)
+    for finding in found:
+        warnings.warn(f"`representative_data[{part.name!r}]`: {finding}", UserWarning, stacklevel=4)
 
 
-def _feeds(parts: tuple[Part, ...]) -> dict[str, Feed]:
-    feeds = {}
-    for part in parts:
-        assert part.data is not None
-        feeds[part.name] = Feed(part.data, part.source.fixed_batch or part.batch or 1, Statistics())
-    return feeds
-
-
-def _together(feeds: Mapping[str, Feed]) -> Callable[[], Iterator[tuple[str, Arrays]]]:
-    """What the converter takes for several signatures."""
-
-    def batches() -> Iterator[tuple[str, Arrays]]:
-        for name, feed in feeds.items():
-            for batch in feed():
-                yield name, batch
-
-    return batches
-
-
-def _operations(model: TFLiteModel, parts: tuple[Part, ...], contract: Contract) -> list[Violation]:
-    layers = frozenset().union(*(part.source.layers for part in parts))
-    numbered = any(part.source.scopes_numbered for part in parts)
-    whole = replace(parts[0].source, layers=layers, scopes_numbered=numbered)
-    ops = records.ops(model.content, layers, scopes_numbered=numbered)
+def _operations(model: TFLiteModel, job: PartsJob, floats: frozenset[str]) -> list[Violation]:
+    contract, source = replace(job.contract, floats=floats), job.source
+    ops = records.ops(model.content, source.layers, scopes_numbered=source.scopes_numbered)
     rules = (
         contracts.builtin_operations,
         contracts.dtypes_inside,
@@ -199,7 +154,25 @@ def _operations(model: TFLiteModel, parts: tuple[Part, ...], contract: Contract)
         contracts.old_runtimes,
         contracts.size,
     )
-    return [violation for rule in rules for violation in rule(contract, model, whole, ops)]
+    return [violation for rule in rules for violation in rule(contract, model, source, ops)]
+
+
+def _open_sizes(model: TFLiteModel, job: PartsJob, shapes: Any) -> Iterator[Violation]:
+    """As the contract's rule of static shapes, for every signature."""
+    if shapes == "open":
+        return
+    session = Session(model.content)
+    for part in job.parts:
+        batches = part.batch is None and part.source.fixed_batch is None
+        for side in session.details(part.name):
+            for name, detail in side.items():
+                if -1 in list(detail["shape_signature"])[1 if batches else 0 :]:
+                    yield Violation(
+                        "static shapes",
+                        f"signature {part.name!r}: {name!r} has an open shape",
+                        mend="Its size depends on the values: pad it to a fixed one in the model, or pass "
+                        "shapes='open'",
+                    )
 
 
 @contextlib.contextmanager

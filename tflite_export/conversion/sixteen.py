@@ -6,7 +6,7 @@ from tflite_export.conversion.explain import conversion_error
 from tflite_export.conversion.job import Job
 from tflite_export.errors import ConversionError
 from tflite_export.silence import silenced
-from tflite_export.tflite import flatbuffer, records
+from tflite_export.tflite import records
 from tflite_export.tflite.sixteen import prepared
 
 _NO_KERNEL = re.compile(r"16x8-bit not yet supported for op: '(\w+)'")
@@ -43,7 +43,7 @@ def quantized_to_16_bits(job: Job, content: bytes) -> bytes:
             except Exception as error:
                 failures.append(error)
     if len(failures) < 2:
-        return flatbuffer.order(made, list(job.source.inputs), list(job.source.outputs))
+        return job.ordered(made)
     kind = _NO_KERNEL.search(str(failures[1]))
     if kind is None and "of type FLOAT32" in str(failures[0]):
         raise ConversionError(

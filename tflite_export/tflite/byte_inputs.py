@@ -10,6 +10,11 @@ def take_bytes(content: bytes) -> bytes:
         content: A `.tflite` file.
     """
     file = FileObjects(content)
+    changed = [_quantize_directly(file) for _ in file.each_graph()]
+    return file.content() if any(changed) else content
+
+
+def _quantize_directly(file: FileObjects) -> bool:
     changed = False
     for cast in [one for one in file.operators if file.kind(one) == "CAST"]:
         number = int(cast.inputs[0])
@@ -25,4 +30,4 @@ def take_bytes(content: bytes) -> bytes:
             file.set_input(reader, 0, number)
         file.remove(cast)
         changed = True
-    return file.content() if changed else content
+    return changed

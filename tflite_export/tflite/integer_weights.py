@@ -31,8 +31,7 @@ def with_integer_weights(content: bytes) -> bytes:
         content: A `.tflite` file in float32.
     """
     file = FileObjects(content)
-    for number in range(file.graphs):
-        file.select(number)
+    for _ in file.each_graph():
         made: dict[int, int] = {}
         for operator in list(file.operators):
             kind = file.kind(operator)

@@ -21,13 +21,18 @@ def with_bounded_masks(content: bytes) -> bytes:
         content: A float `.tflite` file with ranges.
     """
     file = FileObjects(content)
+    changed = [_bound_all(file) for _ in file.each_graph()]
+    return file.content() if any(changed) else content
+
+
+def _bound_all(file: FileObjects) -> bool:
     makers = {int(number): operator for operator in file.operators for number in operator.outputs}
     changed = False
     for softmax in [one for one in file.operators if file.kind(one) == "SOFTMAX"]:
         scores = int(softmax.inputs[0])
         if scores in makers:  # also where calibration met no masked place: the constant is there all the same
             changed |= _bound(file, makers, makers[scores], scores)
-    return file.content() if changed else content
+    return changed
 
 
 def _bound(file: FileObjects, makers: dict[int, Any], maker: Any, scores: int) -> bool:

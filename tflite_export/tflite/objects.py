@@ -1,5 +1,6 @@
 """A `.tflite` file as objects that can be changed, and written again."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tflite_export.tflite.versioning import version_of
 
 
 class FileObjects:
-    """A file, to change constants and to put operations in: of its main graph, or of the one that was selected.
+    """A file, to change constants and to put operations in: of its main graph, or of each in turn.
 
     Args:
         content: A `.tflite` file.
@@ -31,16 +32,13 @@ class FileObjects:
         self.graph = self.model.subgraphs[0]
         self._kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"}
         self._dequantized: dict[int, int] = {}
+        self._written: dict[bytes, int] = {}
 
-    @property
-    def graphs(self) -> int:
-        """How many graphs there are: the main one, those of other signatures, and those of loops."""
-        return len(self.model.subgraphs)
-
-    def select(self, number: int) -> None:
-        """From now on everything is about this graph."""
-        self.graph = self.model.subgraphs[number]
-        self._dequantized = {}
+    def each_graph(self) -> Iterator[None]:
+        """Makes everything about one graph after another: the main one, those of other signatures, those of loops."""
+        for graph in self.model.subgraphs:
+            self.graph, self._dequantized = graph, {}
+            yield
 
     @property
     def operators(self) -> list[Any]:
@@ -168,10 +166,8 @@ class FileObjects:
         tensor = self.graph.tensors[number]
         if tensor.type == self._schema.TensorType.INT32:
             data = np.frombuffer(bytes(self.model.buffers[tensor.buffer].data), np.int32)
-            tensor.type, tensor.buffer = (
-                self._schema.TensorType.INT64,
-                self._new_buffer(data.astype(np.int64).tobytes()),
-            )
+            tensor.type = self._schema.TensorType.INT64
+            tensor.buffer = self._new_buffer(data.astype(np.int64).tobytes())
 
     def set_input(self, operator: Any, place: int, number: int) -> None:
         """Gives an operation another tensor as input number `place`."""
@@ -237,7 +233,7 @@ class FileObjects:
         free = [entry.buffer for entry in entries if entry.name == name.encode() and entry.buffer not in taken]
         entry = self._schema.MetadataT()
         entry.name = name
-        entry.buffer = self._new_buffer(b"") if not free else free[0]
+        entry.buffer = free[0] if free else self._new_buffer(data)
         self.model.buffers[entry.buffer].data = np.frombuffer(data, np.uint8)
         self.model.metadata = [*kept, entry]
 
@@ -275,10 +271,13 @@ class FileObjects:
         return len(self.graph.tensors) - 1
 
     def _new_buffer(self, data: bytes) -> int:
-        buffer = self._schema.BufferT()
-        buffer.data = np.frombuffer(data, np.uint8)
-        self.model.buffers.append(buffer)
-        return len(self.model.buffers) - 1
+        """Equal constants have one."""
+        if data not in self._written:
+            buffer = self._schema.BufferT()
+            buffer.data = np.frombuffer(data, np.uint8)
+            self.model.buffers.append(buffer)
+            self._written[data] = len(self.model.buffers) - 1
+        return self._written[data]
 
     def _insert(self, kind: str, inputs: list[int], outputs: list[int], place: int) -> None:
         operator = self._schema.OperatorT()
@@ -306,8 +305,7 @@ class FileObjects:
 
     def _set_versions(self) -> None:
         """The versions of operations whose types were changed, and the runtime that the file says it needs."""
-        for graph in range(self.graphs):
-            self.select(graph)
+        for _ in self.each_graph():
             for operator in self.operators:
                 self._set_version(operator)
         needs = [

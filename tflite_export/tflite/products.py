@@ -1,5 +1,6 @@
 """Operations without an integer kernel, written with those that have one."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,15 @@ def as_multiplications(content: bytes, *, sixteen: bool) -> bytes:
     """
     file = FileObjects(content)
     rules = _EVERYWHERE | _SIXTEEN if sixteen else _EVERYWHERE
+    changed = [_rewrite(file, rules) for _ in file.each_graph()]
+    return file.content() if any(changed) else content
+
+
+def _rewrite(file: FileObjects, rules: Mapping[str, Callable[[FileObjects, Any], None]]) -> bool:
     found = [one for one in file.operators if file.kind(one) in rules and file.dtype(int(one.inputs[0])) == "float32"]
     for operator in found:
         rules[file.kind(operator)](file, operator)
-    return file.content() if found else content
+    return bool(found)
 
 
 def _negative(file: FileObjects, operator: Any) -> None:

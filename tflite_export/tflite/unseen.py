@@ -1,5 +1,8 @@
 """Ranges of tensors that were zero all through calibration."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from tflite_export.tflite.objects import FileObjects
 
 _NOTHING = 1e-37  # the calibrator writes the smallest float as the upper end of such a range
@@ -17,13 +20,16 @@ def with_guessed_ranges(content: bytes) -> tuple[bytes, tuple[str, ...]]:
     Returns: the file; the names of those tensors.
     """
     file = FileObjects(content)
-    guessed = []
-    for operator in file.operators:
-        reached = [file.range_of(int(number)) for number in operator.inputs if number >= 0]
-        largest = max((max(-low, high) for low, high in filter(None, reached)), default=0.0)
-        for number in map(int, operator.outputs):
-            own = file.range_of(number)
-            if own is not None and own[1] - own[0] <= _NOTHING and largest > _NOTHING:
-                file.set_range(number, -largest, largest)
-                guessed.append(file.name(number))
+    guessed = [name for _ in file.each_graph() for operator in file.operators for name in _guess(file, operator)]
     return (file.content(), tuple(guessed)) if guessed else (content, ())
+
+
+def _guess(file: FileObjects, operator: Any) -> Iterator[str]:
+    """Names of those outputs of an operation that have another range now."""
+    reached = [file.range_of(int(number)) for number in operator.inputs if number >= 0]
+    largest = max((max(-low, high) for low, high in filter(None, reached)), default=0.0)
+    for number in map(int, operator.outputs):
+        own = file.range_of(number)
+        if own is not None and own[1] - own[0] <= _NOTHING and largest > _NOTHING:
+            file.set_range(number, -largest, largest)
+            yield file.name(number)
