@@ -17,7 +17,7 @@ from tflite_export.conversion.plan import check_numbers, plan
 from tflite_export.conversion.sameness import differences
 from tflite_export.conversion.signatures import convert_signatures
 from tflite_export.conversion.targets import Target, assess
-from tflite_export.conversion.unchanged import guessed, unchanged
+from tflite_export.conversion.unchanged import ranges, unchanged
 from tflite_export.errors import ConversionError
 from tflite_export.runtime.model import TFLiteModel
 from tflite_export.silence import silenced
@@ -226,7 +226,7 @@ def _checked(
         notes = (
             *([not_run(custom)] if custom else []),
             *unchanged(model, job.source),
-            *guessed(job.unseen),
+            *ranges(job.unseen, job.masked),
             *job.whole,
         )
         if not violations and not custom:

@@ -47,10 +47,11 @@ def calibrated(job: Job, folder: str) -> bytes:
         raise feed.error
     if failure is not None:
         raise conversion_error(failure, job.source, job.precision.name, job.batch, said.text) from failure
-    content = with_bounded_masks(as_multiplications(content, sixteen=job.precision.name == "int16x8"))
+    content, masked = with_bounded_masks(as_multiplications(content, sixteen=job.precision.name == "int16x8"))
     content, unseen = with_guessed_ranges(content)
     ops = records.ops(content, job.source.layers, scopes_numbered=job.source.scopes_numbered)
-    job.unseen.extend(dict.fromkeys(op.layer or op.name for op in ops if op.outputs and op.outputs[0].name in unseen))
+    for found, names in ((job.unseen, unseen), (job.masked, masked)):
+        found.extend(dict.fromkeys(op.layer or op.name for op in ops if op.outputs and op.outputs[0].name in names))
     return content
 
 

@@ -36,6 +36,7 @@ class Job:
         custom_ops: Operations that are not builtin and may be in the file.
         seen: What was seen of the data that ranges were learned from.
         unseen: Layers that gave nothing but zeros on those data.
+        masked: Layers that mask the scores of an attention in a way that could not be put right.
         remarks: What was strange about the finished file.
         whole: Of a sparse file, which kernels were left whole, and why.
         ranges: The float file with ranges, once they were learned; shared by jobs that differ in `layers`.
@@ -51,6 +52,7 @@ class Job:
     custom_ops: frozenset[str] = frozenset()
     seen: Statistics = field(default_factory=Statistics)
     unseen: list[str] = field(default_factory=list)
+    masked: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
     ranges: list[bytes] = field(default_factory=list)

@@ -17,7 +17,7 @@ from tflite_export.conversion.graph import LOOPS, check_weights, operations_in, 
 from tflite_export.conversion.lowering import lowered
 from tflite_export.conversion.parts import Part, PartsJob, job_of
 from tflite_export.conversion.plan import with_shapes
-from tflite_export.conversion.unchanged import guessed, unchanged
+from tflite_export.conversion.unchanged import ranges, unchanged
 from tflite_export.errors import ConversionError, Violation
 from tflite_export.precisions import Precision
 from tflite_export.runtime.model import TFLiteModel
@@ -78,7 +78,7 @@ def convert_signatures(
     if violations:
         said = "\n".join(f"  {violation}" for violation in dict.fromkeys(map(str, violations)))
         raise ConversionError(f"The {rule.name} file of {', '.join(sources)} is not as it must be:\n{said}", violations)
-    return replace(model, notes=(*unchanged(model, job.source), *guessed(job.unseen)))
+    return replace(model, notes=(*unchanged(model, job.source), *ranges(job.unseen, job.masked)))
 
 
 def _check(sources: Mapping[str, Any], rule: Precision, data: Mapping[str, Any] | None, shapes: Any) -> None:

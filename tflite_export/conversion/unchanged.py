@@ -21,19 +21,28 @@ def unchanged(model: TFLiteModel, source: Source) -> Iterator[str]:
     ]
     left = [op.layer or op.name for op, tensor in kernels if tensor.dtype == "float32"]
     if left:
+        named = _some(list(dict.fromkeys(left)))
         share = "all" if len(left) == len(kernels) else f"{len(left)} of {len(kernels)}"
-        named = ", ".join(dict.fromkeys(left[:5])) + (", ..." if len(left) > 5 else "")
         yield (
             f"{share} kernels stayed float32 ({named}): TensorFlow's quantizer leaves those with fewer than "
             f"{_LEAST:,} weights, and kinds that have no such kernel; 'weight_int8' narrows every one"
         )
 
 
-def guessed(layers: Sequence[str]) -> Iterator[str]:
-    """Which layers gave nothing but zeros on the representative data."""
-    if layers:
-        named = ", ".join(layers[:5]) + (", ..." if len(layers) > 5 else "")
+def ranges(unseen: Sequence[str], masked: Sequence[str]) -> Iterator[str]:
+    """Which layers gave nothing but zeros on the representative data, and which have scores that a mask spreads."""
+    if unseen:
         yield (
-            f"nothing but zeros came out of {named} on the representative data, so the range there is a guess: give "
-            "more varied data, or remove what is dead"
+            f"nothing but zeros came out of {_some(unseen)} on the representative data, so the range there is a guess: "
+            "give more varied data, or remove what is dead"
         )
+    if masked:
+        yield (
+            f"scores masked in {_some(masked)} reach from a few to minus thousands or more before a softmax, so that "
+            "8 bits hardly tell them apart: add `(1 - mask) * -1e9`, or choose with `where`, which is put right here, "
+            "or mask with about -30"
+        )
+
+
+def _some(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:5]) + (", ..." if len(layers) > 5 else "")

@@ -1,17 +1,50 @@
 """Masks of attention: the lowest score is one that an integer can hold beside the others."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tflite_export.tflite.objects import FileObjects
 
-_NONE = -1e4  # below it a score is meant to be minus infinity: models write -1e9, or nearly the lowest float
+_FAR = 1e4  # a score below minus this is meant to be minus infinity: models write -1e9, or nearly the lowest float
 _SHAPES = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "BROADCAST_TO", "TRANSPOSE")
 _BELOW = 10.0  # exp(-10) = 4.5e-5
+_NOTHING = 1e-6  # what is added as a mask is never above zero
+_PLACES = {"SELECT": (1, 2), "SELECT_V2": (1, 2), "ADD": (0, 1), "SUB": (1,)}  # inputs that may be the mask
+Makers = Mapping[int, Any]
 
 
-def with_bounded_masks(content: bytes) -> bytes:
+@dataclass(frozen=True)
+class _Mask:
+    """How scores are masked.
+
+    Attributes:
+        kind: Of the operation that puts the mask on: SELECT, ADD, SUB.
+        scores: Tensors with masked scores: what a SOFTMAX reads, and what that is a view of.
+        low: Smallest score that is not masked.
+        high: Largest.
+        holder: Operation that reads the constant: the same one, or a product of zeros and ones with it.
+        place: Which input of it that is.
+        same: Tensors that hold the mask behind that product.
+    """
+
+    kind: str
+    scores: tuple[int, ...]
+    low: float
+    high: float
+    holder: Any
+    place: int
+    same: tuple[int, ...]
+
+    @property
+    def depth(self) -> float:
+        """How far below zero the constant must be."""
+        return _BELOW - self.low + (0.0 if self.kind.startswith("SELECT") else self.high)
+
+
+def with_bounded_masks(content: bytes) -> tuple[bytes, tuple[str, ...]]:
     """A calibrated float file in which masked scores lie a little below all others before a SOFTMAX.
 
     Minus 1e9 beside scores of one digit would leave 8 bits no step for these: all attention would be the same. A score
@@ -19,65 +52,86 @@ def with_bounded_masks(content: bytes) -> bytes:
 
     Args:
         content: A float `.tflite` file with ranges.
+
+    Returns: the file; the names of tensors that go into a SOFTMAX and are masked in a way that is not known here.
     """
     file = FileObjects(content)
-    changed = [_bound_all(file) for _ in file.each_graph()]
-    return file.content() if any(changed) else content
+    found = [_bound(file) for _ in file.each_graph()]
+    left = tuple(name for _, names in found for name in names)
+    return file.content() if any(changed for changed, _ in found) else content, left
 
 
-def _bound_all(file: FileObjects) -> bool:
+def _bound(file: FileObjects) -> tuple[bool, list[str]]:
+    """Whether there are masks in a graph; the names of those that are not known."""
     makers = {int(number): operator for operator in file.operators for number in operator.outputs}
-    changed = False
-    for softmax in [one for one in file.operators if file.kind(one) == "SOFTMAX"]:
-        scores = int(softmax.inputs[0])
-        if scores in makers:  # also where calibration met no masked place: the constant is there all the same
-            changed |= _bound(file, makers, makers[scores], scores)
-    return changed
+    softmaxes = [int(one.inputs[0]) for one in file.operators if file.kind(one) == "SOFTMAX"]
+    found = {scores: _mask_of(file, makers, scores) for scores in softmaxes}
+    masks = [mask for mask in found.values() if mask is not None]
+    depths: dict[tuple[int, int], float] = {}  # one mask may be added to the scores of several layers
+    for mask in masks:
+        key = id(mask.holder), mask.place
+        depths[key] = max(depths.get(key, 0.0), mask.depth)
+    for mask in masks:
+        depth = depths[id(mask.holder), mask.place]
+        values = file.float_values(int(mask.holder.inputs[mask.place]))
+        assert values is not None, "a mask has float values"
+        file.set_input(mask.holder, mask.place, file.new_constant("mask", np.clip(values, -depth, depth)))
+        for number in mask.same:
+            file.set_range(number, *((0.0, depth) if mask.kind == "SUB" else (-depth, 0.0)))
+        for number in mask.scores:
+            file.set_range(number, mask.low - _BELOW, mask.high)  # sums below are cut off there
+    return bool(masks), [file.name(scores) for scores, mask in found.items() if mask is None and _low(file, scores)]
 
 
-def _bound(file: FileObjects, makers: dict[int, Any], maker: Any, scores: int) -> bool:
-    """Whether the mask is of a kind that is known: chosen by a SELECT, or added."""
-    kind, inputs = file.kind(maker), [int(number) for number in maker.inputs]
-    places = {"SELECT": (1, 2), "SELECT_V2": (1, 2), "ADD": (0, 1)}.get(kind, ())
-    masks = [place for place in places if _is_masked(file, inputs[place])]
-    plain = [own for place in places if place not in masks and (own := file.range_of(inputs[place])) is not None]
-    if len(masks) != 1 or len(plain) != 1:
-        return False
-    (place,), ((low, high),) = masks, plain
-    bottom = low - high - _BELOW if kind == "ADD" else low - _BELOW
-    mask = inputs[place]
-    if file.float_values(mask) is not None:
-        _raise(file, maker, place, bottom)
-    elif not _raise_factor(file, makers, mask, bottom):
-        return False
-    file.set_range(scores, low + bottom if kind == "ADD" else bottom, high)
-    return True
+def _mask_of(file: FileObjects, makers: Makers, scores: int) -> _Mask | None:
+    """Also where calibration met no masked place: the constant is there all the same."""
+    views = _views(file, makers, scores)
+    maker = makers.get(views[-1])
+    if maker is None or file.kind(maker) not in _PLACES:
+        return None
+    kind = file.kind(maker)
+    held = {place: _holder(file, makers, maker, place) for place in _PLACES[kind]}
+    known = [place for place, holder in held.items() if holder is not None]
+    plain = [int(number) for place, number in enumerate(maker.inputs) if place not in known and _is_score(kind, place)]
+    own = file.range_of(plain[0]) if len(known) == len(plain) == 1 else None
+    holder = held[known[0]] if own is not None else None
+    return None if own is None or holder is None else _Mask(kind, views, own[0], own[1], *holder)
 
 
-def _raise_factor(file: FileObjects, makers: dict[int, Any], mask: int, bottom: float) -> bool:
-    """Whether a mask was the product of zeros and ones with a constant, which has another value now."""
-    maker, same = makers.get(mask), [mask]
-    while maker is not None and file.kind(maker) in _SHAPES:
-        same.append(int(maker.inputs[0]))
-        maker = makers.get(same[-1])
-    if maker is None or file.kind(maker) != "MUL":
-        return False
-    places = [place for place in (0, 1) if file.float_values(int(maker.inputs[place])) is not None]
-    if len(places) != 1 or not _is_masked(file, int(maker.inputs[places[0]])):
-        return False
-    _raise(file, maker, places[0], bottom)
-    for number in same:
-        file.set_range(number, bottom, 0.0)
-    return True
+def _is_score(kind: str, place: int) -> bool:
+    return place > 0 or not kind.startswith("SELECT")
 
 
-def _raise(file: FileObjects, operator: Any, place: int, bottom: float) -> None:
-    values = file.float_values(int(operator.inputs[place]))
-    assert values is not None, "a mask has float values"
-    file.set_input(operator, place, file.new_constant("mask", np.maximum(values, np.float32(bottom))))
+def _holder(file: FileObjects, makers: Makers, operator: Any, place: int) -> tuple[Any, int, tuple[int, ...]] | None:
+    """The operation and the input of it that is the constant behind a mask; the tensors between."""
+    number, subtracted = int(operator.inputs[place]), file.kind(operator) == "SUB"
+    if (ends := _ends(file, number)) is not None:
+        return (operator, place, ()) if (ends[1] if subtracted else -ends[0]) > _FAR else None
+    same = _views(file, makers, number)
+    maker, told = makers.get(same[-1]), file.range_of(number)
+    if maker is None or told is None or file.kind(maker) != "MUL":
+        return None
+    if (-told[0] if subtracted else told[1]) > _NOTHING:
+        return None
+    constants = [_ends(file, int(one)) for one in maker.inputs]
+    far = [place for place, ends in enumerate(constants) if ends is not None and max(-ends[0], ends[1]) > _FAR]
+    return (maker, far[0], same) if len(far) == 1 else None
 
 
-def _is_masked(file: FileObjects, number: int) -> bool:
-    values, own = file.float_values(number), file.range_of(number)
-    low = values.min() if values is not None and values.size else own[0] if own is not None else 0.0
-    return bool(low < _NONE)
+def _views(file: FileObjects, makers: Makers, number: int) -> tuple[int, ...]:
+    """A tensor, and those that it is a view of."""
+    found = [number]
+    while found[-1] in makers and file.kind(makers[found[-1]]) in _SHAPES:
+        found.append(int(makers[found[-1]].inputs[0]))
+    return tuple(found)
+
+
+def _ends(file: FileObjects, number: int) -> tuple[float, float] | None:
+    """Smallest and largest value of a constant."""
+    values = file.float_values(number)
+    return None if values is None or not values.size else (float(values.min()), float(values.max()))
+
+
+def _low(file: FileObjects, number: int) -> bool:
+    told = file.range_of(number)
+    return told is not None and told[0] < -_FAR
