@@ -8,8 +8,10 @@ nets of tests/tflite_export/export_nets.py (with the weights that Keras gives ne
 BatchNormalization taken from data), those of MLPerf Tiny (trained, as files) and the smallest of each family of
 keras.applications, which DIR is needed for: those are trained for some steps on small images of CIFAR-10. With new
 weights they are chaotic, since each BatchNormalization amplifies what is not common to all samples (Yang et al. 2019):
-the rounding of float16 alone then changes the classes of EfficientNet and ResNet50. `table` shows for each file which
-share of the tolerance of `verify` its error takes, or what stands in the way.
+the rounding of float16 alone then changes the classes of EfficientNet and ResNet50. Also trained, on made-up tasks:
+the taggers, whose new embeddings move the gates by less than a step of 8 bits, and the net with two towers, which
+subtracts what is nearly equal as long as it tells nothing apart. `table` shows for each file which share of the
+tolerance of `verify` its error takes, or what stands in the way.
 """
 
 import argparse
@@ -66,7 +68,12 @@ def one(options):
     keras.utils.set_random_seed(0)
     source = nets(options.data_dir, options.steps)[options.net[0]]()
     model = resolve(source).module if isinstance(source, Path) else source
-    given, held = data_of(model, 1, 128), data_of(model, 3, 16)
+    if options.net[0] in TASKS:
+        task = TASKS[options.net[0]]
+        learn(model, *task(0, 4000))
+        (given, _), (held, _) = task(1, 128), task(3, 16)
+    else:
+        given, held = data_of(model, 1, 128), data_of(model, 3, 16)
     pixels = {"vww": (0, 1), "res": (0, 255), "pre": (0, 255)}.get(options.net[0][:3])
     if options.net[0] in architectures.SMALLEST:
         pixels = pixels_of(model)
@@ -76,6 +83,37 @@ def one(options):
         given, held = {name: images[:100]}, {name: images[100:]}
     for precision in PRECISIONS:
         print(json.dumps(export(source, precision, given, held)), flush=True)
+
+
+def sentences(seed, count):
+    """Words and letters; the tag of a word depends on it, and on how many odd first letters there were so far."""
+    random = np.random.default_rng(seed)
+    words, letters = random.integers(0, 200, (count, 10)), random.integers(0, 30, (count, 10, 6))
+    tags = (words + np.cumsum(letters[..., 0] % 2, axis=1)) % 5
+    return {"words": words.astype("int32"), "letters": letters.astype("int32")}, tags
+
+
+def pairs(seed, count):
+    """Two noisy pictures of seven; whether they are of the same one, and which each is."""
+    pictures, random = np.random.default_rng(5).random((7, 24, 24, 3)), np.random.default_rng(seed)
+    one, other = random.integers(0, 7, (2, count))
+    other = np.where(random.random(count) < 0.5, one, other)
+    shown = (pictures[kinds] + random.normal(0, 0.2, (count, 24, 24, 3)) for kinds in (one, other))
+    images = dict(zip(("one", "other"), (values.astype("float32") for values in shown), strict=True))
+    return images, [(one == other).astype("float32")[:, None], one, other]
+
+
+TASKS = {"tagger": sentences, "tagger_unrolled": sentences, "siamese": pairs}
+
+
+def learn(model, inputs, labels):
+    import keras
+
+    classes = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    same = keras.losses.BinaryCrossentropy(from_logits=True)
+    loss = [same, classes, classes] if isinstance(labels, list) else classes
+    model.compile(keras.optimizers.Adam(3e-3), loss, jit_compile=False)
+    model.fit(inputs, labels, epochs=15, batch_size=64, verbose=0)
 
 
 def trained(model, folder, steps):

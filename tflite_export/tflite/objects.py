@@ -32,7 +32,7 @@ class FileObjects:
         self.graph = self.model.subgraphs[0]
         self._kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"}
         self._dequantized: dict[int, int] = {}
-        self._written: dict[bytes, int] = {}
+        self._integers: dict[bytes, int] = {}
 
     def each_graph(self) -> Iterator[None]:
         """Makes everything about one graph after another: the main one, those of other signatures, those of loops."""
@@ -150,7 +150,10 @@ class FileObjects:
         """Makes a constant these integers, of 8 bits or of 4, with a step for each entry along an axis."""
         tensor = self.graph.tensors[number]
         tensor.type = self._schema.TensorType.INT4 if bits == 4 else self._schema.TensorType.INT8
-        tensor.buffer = self._new_buffer(packed_4_bits(integers) if bits == 4 else integers.astype(np.int8).tobytes())
+        data = packed_4_bits(integers) if bits == 4 else integers.astype(np.int8).tobytes()
+        if data not in self._integers:  # other graphs have the same
+            self._integers[data] = self._new_buffer(data)
+        tensor.buffer = self._integers[data]
         self._set_grid(tensor, steps, axis)
 
     def set_bias(self, operator: Any, place: int, integers: np.ndarray, steps: np.ndarray) -> None:
@@ -271,13 +274,10 @@ class FileObjects:
         return len(self.graph.tensors) - 1
 
     def _new_buffer(self, data: bytes) -> int:
-        """Equal constants have one."""
-        if data not in self._written:
-            buffer = self._schema.BufferT()
-            buffer.data = np.frombuffer(data, np.uint8)
-            self.model.buffers.append(buffer)
-            self._written[data] = len(self.model.buffers) - 1
-        return self._written[data]
+        buffer = self._schema.BufferT()
+        buffer.data = np.frombuffer(data, np.uint8)
+        self.model.buffers.append(buffer)
+        return len(self.model.buffers) - 1
 
     def _insert(self, kind: str, inputs: list[int], outputs: list[int], place: int) -> None:
         operator = self._schema.OperatorT()
