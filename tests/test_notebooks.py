@@ -39,9 +39,16 @@ def test_first_code_cell_sets_everything_up(path):
     assert "import keras" not in first.source  # too early: the backend is chosen here
 
 
-def test_quickstart_reaches_what_it_tells(tmp_path):
+SHORT = {"epochs=12": "epochs=3", "EPOCHS = 30": "EPOCHS = 5", "epochs=4,": "epochs=1,"}
+
+
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["short", "whole"])
+def test_quickstart_reaches_what_it_tells(short, tmp_path):
     """Runs it where its files may go; reads accuracy and bytes from what it prints last."""
     notebook = read(FOLDER / "01_quickstart.ipynb")
+    for old, new in SHORT.items() if short else ():
+        (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
+        cell.source = cell.source.replace(old, new)
     context = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=context).execute()
     printed = [cell for cell in notebook.cells if cell.cell_type == "code"][-1].outputs
@@ -49,8 +56,8 @@ def test_quickstart_reaches_what_it_tells(tmp_path):
     found = re.findall(r"^(\w+ \w+)\s+accuracy ([\d.]+)%\s+([\d,]+) bytes\s+([\d,]+) gzip\s+([\d.]+) ms", text, re.M)
     rows = {name: (float(accuracy), int(size.replace(",", ""))) for name, accuracy, size, *_ in found}
     assert set(rows) == {"teacher float32", "student float16", "student int8"}
-    assert rows["teacher float32"][0] > 95
-    assert rows["student int8"][0] > 90
+    assert rows["teacher float32"][0] > (70 if short else 95)
+    assert rows["student int8"][0] > (50 if short else 90)
     assert rows["student int8"][1] * 10 < rows["teacher float32"][1]
     for name, (_, size) in rows.items():
         assert os.path.getsize(tmp_path / (name.replace(" ", "_") + ".tflite")) == size

@@ -30,7 +30,7 @@ def check(model, eagerly=False):
     return found.small
 
 
-LONG = ("yolo", "tagger_unrolled")
+LONG = ("yolo", "tagger_unrolled", "bert", "subclassed")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_users_constraint_still_applies():
     assert isinstance(kernel.constraint, keras.constraints.MaxNorm)
 
 
-@pytest.mark.parametrize("per_execution", [3, 4])
+@pytest.mark.parametrize("per_execution", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_steps_per_execution_updates_at_the_first_boundary_at_or_after(per_execution):
     model = make_model(steps_per_execution=per_execution)
     watch = Watch()

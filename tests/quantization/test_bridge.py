@@ -184,7 +184,7 @@ APPLICATIONS = {
     "ConvNeXtTiny": {},
     "NASNetMobile": {},
 }
-CHEAP = ("MobileNet", "MobileNetV3Small")
+CHEAP = ("MobileNet",)
 
 
 @pytest.mark.parametrize(

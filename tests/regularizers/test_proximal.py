@@ -54,7 +54,12 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+RARE = ("accumulation_in_an_execution", "no_jit")
+
+
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=[pytest.mark.slow] * (name in RARE)) for name in SETTINGS]
+)
 def test_one_step_for_each_real_update_in_a_trained_model(setting):
     """Inputs of zero have no gradient, so that all the weights feel are the thresholds."""
     optimizer_args, compile_args, dtype, updates = SETTINGS[setting]

@@ -26,10 +26,15 @@ def broken(model, file, precision, **asked):
     return {violation.rule: violation for violation in contract(precision, **asked).check(file, resolve(model))}
 
 
-def test_a_good_file_breaks_no_rule(convnet, images):
-    for precision in precisions.names():
-        file = tflite_export.convert(convnet, precision, images)
-        assert contract(precision, min_runtime="2.21", max_bytes=10**6).check(file, resolve(convnet)) == []
+OFTEN = ("float32", "dynamic", "int8", "int16x8")
+
+
+@pytest.mark.parametrize(
+    "precision", [pytest.param(name, marks=[pytest.mark.slow] * (name not in OFTEN)) for name in precisions.names()]
+)
+def test_a_good_file_breaks_no_rule(convnet, images, precision):
+    file = tflite_export.convert(convnet, precision, images)
+    assert contract(precision, min_runtime="2.21", max_bytes=10**6).check(file, resolve(convnet)) == []
 
 
 def test_a_float_file_is_no_integer_file(dense):

@@ -41,7 +41,8 @@ def spoiled(content, layer):
 
 
 @pytest.mark.parametrize(
-    ("precision", "layer"), [("float32", "one"), ("float16", "two"), ("int8", "one"), ("int8", "three")]
+    ("precision", "layer"),
+    [("float32", "one"), pytest.param("float16", "two", marks=pytest.mark.slow), ("int8", "one"), ("int8", "three")],
 )
 def test_the_layer_that_was_spoiled_is_named(deep, pictures, precision, layer):
     file = tflite_export.convert(deep, precision, pictures)

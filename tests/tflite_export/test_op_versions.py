@@ -26,7 +26,7 @@ def nets():
     yield keras.Model(series, layers.Bidirectional(layers.GRU(3, unroll=True))(z))
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "dynamic"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow), "dynamic"])
 def test_it_is_what_the_converter_says(precision):
     for net in nets():
         content = tflite_export.convert(net, precision).content

@@ -132,7 +132,10 @@ def test_a_generator_starts_learned_ranges_with_its_first_batch():
     np.testing.assert_allclose([low, high], [X[:16].min(), X[:16].max()], rtol=1e-5)
 
 
-@pytest.mark.parametrize("observer", ["ema", pytest.param("min_max", marks=pytest.mark.slow), "percentile"])
+@pytest.mark.parametrize(
+    "observer",
+    ["ema", pytest.param("min_max", marks=pytest.mark.slow), pytest.param("percentile", marks=pytest.mark.slow)],
+)
 def test_a_batch_of_zeros_leaves_the_ranges(observer):
     model = quantize_aware(net(), "native", observer=observer, calibration=X)
     before = model.all_ranges()["image.input"]
@@ -141,10 +144,10 @@ def test_a_batch_of_zeros_leaves_the_ranges(observer):
     assert model.all_ranges()["image.input"] == before
 
 
-_PLAIN = [pytest.param(weights, marks=pytest.mark.slow) for weights in (4, "binary")]
+_PLAIN = [pytest.param(weights, marks=pytest.mark.slow) for weights in (4, "binary", "ternary")]
 
 
-@pytest.mark.parametrize("weights", ["lsq", "power_of_two", "ternary", *_PLAIN])
+@pytest.mark.parametrize("weights", ["lsq", "power_of_two", *_PLAIN])
 def test_a_kernel_of_zeros_is_one_on_every_grid(weights):
     source = net()
     source.get_layer("hidden").kernel.assign(np.zeros(source.get_layer("hidden").kernel.shape))
