@@ -61,10 +61,7 @@ class PartsJob(Job):
         """See `Job`."""
         import tensorflow as tf
 
-        names = [part.name for part in self.parts]
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=names)
-        converter.experimental_enable_resource_variables = True
-        return converter
+        return tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[part.name for part in self.parts])
 
     def ordered(self, content: bytes) -> bytes:
         """See `Job`."""
