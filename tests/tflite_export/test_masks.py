@@ -119,3 +119,20 @@ def test_a_product_that_is_no_mask():
     data = {"scores": random.uniform(size=(256, LENGTH)), "small": random.uniform(0, 2e-4, size=(256, LENGTH))}
     data = {name: values.astype("float32") for name, values in data.items()}
     assert tflite_export.verify(model, tflite_export.convert(model, "int8", data), data).snr_db > 20
+
+
+@pytest.mark.parametrize("use", ["mask", "scores"])
+def test_what_others_read_keeps_its_numbers(use):
+    scores, seen = keras.Input((LENGTH,), name="scores"), keras.Input((LENGTH,), name="seen")
+    far = (1 - seen) * -5e4
+    masked = L.Add(name="put_on")([scores, far])
+    depth = ops.abs(far if use == "mask" else masked) * 2e-5
+    other = L.Dense(1, kernel_initializer="ones", name="other")(depth)
+    model = keras.Model([scores, seen], [L.Softmax()(masked), other])
+    random = np.random.default_rng(0)
+    data = {"scores": random.normal(size=(256, LENGTH)), "seen": random.random((256, LENGTH)) < 0.6}
+    data = {name: values.astype("float32") for name, values in data.items()}
+    file = tflite_export.convert(model, "int8_float_io", data)
+    assert any("scores masked in put_on reach" in note for note in file.notes)
+    hidden = (1 - data["seen"]).sum(1, keepdims=True)
+    np.testing.assert_allclose(file.predict(data)["other"], hidden, atol=0.1)

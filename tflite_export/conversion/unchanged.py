@@ -39,8 +39,8 @@ def ranges(unseen: Sequence[str], masked: Sequence[str]) -> Iterator[str]:
     if masked:
         yield (
             f"scores masked in {_some(masked)} reach from a few to minus thousands or more before a softmax, so that "
-            "8 bits hardly tell them apart: add `(1 - mask) * -1e9`, or choose with `where`, which is put right here, "
-            "or mask with about -30"
+            "8 bits hardly tell them apart: mask with about -30, or by adding `(1 - mask) * -1e9` or by `where`, which "
+            "is put right here if only softmaxes read it"
         )
 
 

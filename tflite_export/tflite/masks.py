@@ -21,7 +21,8 @@ class _Mask:
     """How scores are masked.
 
     Attributes:
-        kind: Of the operation that puts the mask on: SELECT, ADD, SUB.
+        operator: What puts the mask on: SELECT, ADD, SUB.
+        kind: Of it.
         scores: Tensors with masked scores: what a SOFTMAX reads, and what that is a view of.
         low: Smallest score that is not masked.
         high: Largest.
@@ -30,6 +31,7 @@ class _Mask:
         same: Tensors that hold the mask behind that product.
     """
 
+    operator: Any
     kind: str
     scores: tuple[int, ...]
     low: float
@@ -66,7 +68,10 @@ def _bound(file: FileObjects) -> tuple[bool, list[str]]:
     makers = {int(number): operator for operator in file.operators for number in operator.outputs}
     softmaxes = [int(one.inputs[0]) for one in file.operators if file.kind(one) == "SOFTMAX"]
     found = {scores: _mask_of(file, makers, scores) for scores in softmaxes}
-    masks = [mask for mask in found.values() if mask is not None]
+    masks: list[_Mask] = []
+    known = [mask for mask in found.values() if mask is not None]
+    while len(masks) != len(known):  # without one, another that shares its constant may have to go, too
+        masks, known = known, [mask for mask in known if _is_alone(file, makers, mask, known)]
     depths: dict[tuple[int, int], float] = {}  # one mask may be added to the scores of several layers
     for mask in masks:
         key = id(mask.holder), mask.place
@@ -80,7 +85,19 @@ def _bound(file: FileObjects) -> tuple[bool, list[str]]:
             file.set_range(number, *((0.0, depth) if mask.kind == "SUB" else (-depth, 0.0)))
         for number in mask.scores:
             file.set_range(number, mask.low - _BELOW, mask.high)  # sums below are cut off there
-    return bool(masks), [file.name(scores) for scores, mask in found.items() if mask is None and _low(file, scores)]
+    return bool(masks), [
+        file.name(scores) for scores, mask in found.items() if mask not in masks and _low(file, scores)
+    ]
+
+
+def _is_alone(file: FileObjects, makers: Makers, mask: _Mask, masks: list[_Mask]) -> bool:
+    """Whether nothing else reads the mask, or the masked scores: it would get other numbers."""
+    readers = {id(one.operator) for one in masks}
+    readers |= {id(makers[number]) for one in masks for number in (*one.scores[:-1], *one.same[:-1])}
+    readers |= {id(operator) for operator in file.operators if file.kind(operator) == "SOFTMAX"}
+    tensors = (*mask.scores, *mask.same)
+    found = {id(operator) for number in tensors for operator in file.readers(number)}
+    return found <= readers and not set(tensors) & set(map(int, file.graph.outputs))
 
 
 def _mask_of(file: FileObjects, makers: Makers, scores: int) -> _Mask | None:
@@ -95,7 +112,7 @@ def _mask_of(file: FileObjects, makers: Makers, scores: int) -> _Mask | None:
     plain = [int(number) for place, number in enumerate(maker.inputs) if place not in known and _is_score(kind, place)]
     own = file.range_of(plain[0]) if len(known) == len(plain) == 1 else None
     holder = held[known[0]] if own is not None else None
-    return None if own is None or holder is None else _Mask(kind, views, own[0], own[1], *holder)
+    return None if own is None or holder is None else _Mask(maker, kind, views, own[0], own[1], *holder)
 
 
 def _is_score(kind: str, place: int) -> bool:
