@@ -1,7 +1,5 @@
 """Losses on inner layers in the Distiller: one pass of each model, projectors, what is left behind."""
 
-import functools
-
 import keras
 import numpy as np
 import pytest
@@ -243,20 +241,18 @@ def test_sample_weights_reach_features():
     np.testing.assert_allclose(logs["hint_loss"], (weight * each).mean(), rtol=1e-4)
 
 
-@functools.cache
-def trained(**options):
-    student, teacher = net(1, 2), net(2, 4)
-    given = [SoftTargets(), Hint("b"), RelationalDistance()]
-    distiller = Distiller(student=student, teacher=teacher, distillation_losses=given)
-    distiller.compile(keras.optimizers.SGD(0.05), loss=hard_loss(), **options)
-    x, y = images(32)
-    history = distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
-    return history["hint_loss"][0], [np.array(v) for v in student.trainable_variables]
-
-
 @pytest.mark.parametrize("how", [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
 def test_every_way_to_run_a_step_trains_alike(how):
-    expected, got = trained(), trained(**how)
+    def train(**options):
+        student, teacher = net(1, 2), net(2, 4)
+        given = [SoftTargets(), Hint("b"), RelationalDistance()]
+        distiller = Distiller(student=student, teacher=teacher, distillation_losses=given)
+        distiller.compile(keras.optimizers.SGD(0.05), loss=hard_loss(), **options)
+        x, y = images(32)
+        history = distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
+        return history["hint_loss"][0], [np.array(v) for v in student.trainable_variables]
+
+    expected, got = train(), train(**how)
     assert got[0] == pytest.approx(expected[0], rel=1e-3)
     for ours, theirs in zip(got[1], expected[1], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-4)
