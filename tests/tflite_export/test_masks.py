@@ -47,13 +47,23 @@ def by_one_mask_for_two(x, seen):
     return x
 
 
+def by_two_masks(x, seen):
+    """What is behind, and what is padding."""
+    far = np.triu(np.full((LENGTH, LENGTH), -1e9, "float32"), 1)
+    scores = ops.matmul(L.Dense(WIDTH)(x), ops.transpose(L.Dense(WIDTH)(x), (0, 2, 1))) / 4
+    scores = L.Add()([scores + far, (1 - ops.expand_dims(seen, 1)) * -1e9])
+    return ops.matmul(ops.softmax(scores), L.Dense(WIDTH)(x))
+
+
 def by_constant(x, seen):
     mask = np.triu(np.full((LENGTH, LENGTH), -1e9, "float32"), 1)
     scores = ops.matmul(L.Dense(WIDTH)(x), ops.transpose(L.Dense(WIDTH)(x), (0, 2, 1))) / 4
     return ops.matmul(ops.softmax(scores + mask), L.Dense(WIDTH)(x)) * ops.max(seen)
 
 
-@pytest.mark.parametrize("attention", [by_layer, by_hand, by_hand_behind, by_subtraction, by_one_mask_for_two])
+@pytest.mark.parametrize(
+    "attention", [by_layer, by_hand, by_hand_behind, by_subtraction, by_one_mask_for_two, by_two_masks]
+)
 def test_a_mask_that_calibration_never_saw(attention):
     keras.utils.set_random_seed(0)
     x, seen = keras.Input((LENGTH, WIDTH), name="x"), keras.Input((LENGTH,), name="seen")
@@ -65,7 +75,16 @@ def test_a_mask_that_calibration_never_saw(attention):
     assert tflite_export.verify(model, file, masked).snr_db > 15
 
 
-KINDS = [by_layer, by_layer_causal, by_hand, by_hand_behind, by_subtraction, by_one_mask_for_two, by_constant]
+KINDS = [
+    by_two_masks,
+    by_layer,
+    by_layer_causal,
+    by_hand,
+    by_hand_behind,
+    by_subtraction,
+    by_one_mask_for_two,
+    by_constant,
+]
 
 
 @pytest.mark.parametrize("attention", KINDS)
@@ -88,11 +107,15 @@ def test_attention_is_as_the_scores_say_and_blind_to_what_is_masked(attention):
     np.testing.assert_allclose(before, after, atol=0.02 * np.ptp(before))
 
 
-def test_a_mask_of_an_unknown_kind_is_told():
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "below a known one"])
+def test_a_mask_of_an_unknown_kind_is_told(more):
     keras.utils.set_random_seed(0)
     x, seen = keras.Input((LENGTH, WIDTH), name="x"), keras.Input((LENGTH, LENGTH), name="bias")
     scores = L.Dot(2)([L.Dense(WIDTH)(x), L.Dense(WIDTH)(x)])
-    weights = L.Softmax()(L.Add(name="masked")([scores, seen]))  # the app makes the mask
+    scores = L.Add(name="made" if more else "masked")([scores, seen])  # the app makes the mask
+    if more:
+        scores = L.Add(name="masked")([scores, np.triu(np.full((1, LENGTH, LENGTH), -1e9, "float32"), 1)])
+    weights = L.Softmax()(scores)
     model = keras.Model([x, seen], L.Dot((2, 1))([weights, L.Dense(WIDTH)(x)]))
     random = np.random.default_rng(0)
     data = {"x": random.normal(size=(128, LENGTH, WIDTH)), "bias": -1e9 * (random.random((128, LENGTH, LENGTH)) < 0.3)}

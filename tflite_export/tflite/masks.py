@@ -67,11 +67,10 @@ def _bound(file: FileObjects) -> tuple[bool, list[str]]:
     """Whether there are masks in a graph; the names of those that are not known."""
     makers = {int(number): operator for operator in file.operators for number in operator.outputs}
     softmaxes = [int(one.inputs[0]) for one in file.operators if file.kind(one) == "SOFTMAX"]
-    found = {scores: _mask_of(file, makers, scores) for scores in softmaxes}
-    masks: list[_Mask] = []
-    known = [mask for mask in found.values() if mask is not None]
-    while len(masks) != len(known):  # without one, another that shares its constant may have to go, too
-        masks, known = known, [mask for mask in known if _is_alone(file, makers, mask, known)]
+    found = {scores: _masks_of(file, makers, scores) for scores in softmaxes}
+    while left := [scores for scores, masks in found.items() if masks and not _are_alone(file, makers, masks, found)]:
+        found |= {scores: [] for scores in left}  # without it, another that shares a constant may have to go, too
+    masks = [mask for chain in found.values() for mask in chain]
     depths: dict[tuple[int, int], float] = {}  # one mask may be added to the scores of several layers
     for mask in masks:
         key = id(mask.holder), mask.place
@@ -85,34 +84,39 @@ def _bound(file: FileObjects) -> tuple[bool, list[str]]:
             file.set_range(number, *((0.0, depth) if mask.kind == "SUB" else (-depth, 0.0)))
         for number in mask.scores:
             file.set_range(number, mask.low - _BELOW, mask.high)  # sums below are cut off there
-    return bool(masks), [
-        file.name(scores) for scores, mask in found.items() if mask not in masks and _low(file, scores)
-    ]
+    return bool(masks), [file.name(scores) for scores, chain in found.items() if not chain and _low(file, scores)]
 
 
-def _is_alone(file: FileObjects, makers: Makers, mask: _Mask, masks: list[_Mask]) -> bool:
-    """Whether nothing else reads the mask, or the masked scores: it would get other numbers."""
-    readers = {id(one.operator) for one in masks}
-    readers |= {id(makers[number]) for one in masks for number in (*one.scores[:-1], *one.same[:-1])}
-    readers |= {id(operator) for operator in file.operators if file.kind(operator) == "SOFTMAX"}
-    tensors = (*mask.scores, *mask.same)
-    found = {id(operator) for number in tensors for operator in file.readers(number)}
-    return found <= readers and not set(tensors) & set(map(int, file.graph.outputs))
+def _are_alone(file: FileObjects, makers: Makers, masks: list[_Mask], found: Mapping[int, list[_Mask]]) -> bool:
+    """Whether nothing else reads these masks, or the masked scores: it would get other numbers."""
+    all_masks = [mask for chain in found.values() for mask in chain]
+    allowed = {id(one.operator) for one in all_masks}
+    allowed |= {id(makers[number]) for one in all_masks for number in (*one.scores[:-1], *one.same[:-1])}
+    allowed |= {id(operator) for operator in file.operators if file.kind(operator) == "SOFTMAX"}
+    tensors = {number for mask in masks for number in (*mask.scores, *mask.same)}
+    readers = {id(operator) for number in tensors for operator in file.readers(number)}
+    return readers <= allowed and not tensors & set(map(int, file.graph.outputs))
 
 
-def _mask_of(file: FileObjects, makers: Makers, scores: int) -> _Mask | None:
-    """Also where calibration met no masked place: the constant is there all the same."""
+def _masks_of(file: FileObjects, makers: Makers, scores: int) -> list[_Mask]:
+    """Those of one attention, from the first that is put on: also where calibration met no masked place, since the
+    constant is there all the same."""
     views = _views(file, makers, scores)
     maker = makers.get(views[-1])
     if maker is None or file.kind(maker) not in _PLACES:
-        return None
+        return []
     kind = file.kind(maker)
     held = {place: _holder(file, makers, maker, place) for place in _PLACES[kind]}
     known = [place for place, holder in held.items() if holder is not None]
     plain = [int(number) for place, number in enumerate(maker.inputs) if place not in known and _is_score(kind, place)]
-    own = file.range_of(plain[0]) if len(known) == len(plain) == 1 else None
-    holder = held[known[0]] if own is not None else None
-    return None if own is None or holder is None else _Mask(maker, kind, views, own[0], own[1], *holder)
+    holder = held[known[0]] if len(known) == len(plain) == 1 else None
+    if holder is None:
+        return []
+    before = _masks_of(file, makers, plain[0])
+    own = (before[-1].low, before[-1].high) if before else file.range_of(plain[0])
+    if own is None or own[0] < -_FAR:
+        return []
+    return [*before, _Mask(maker, kind, views, own[0], own[1], *holder)]
 
 
 def _is_score(kind: str, place: int) -> bool:
