@@ -90,7 +90,8 @@ def test_open_shapes_of_signatures():
         tflite_export.convert({"find": model}, "float32", shapes={"image": (8, 8, 3)})
     fixed = tflite_export.convert({"find": model}, "float32", shapes={"find": {"image": (8, 8, 3)}})
     np.testing.assert_allclose(fixed.session().run("find", X)["global_average_pooling2d"], model(X), atol=1e-5)
-    assert tflite_export.convert({"find": model}, "float32", shapes="open").inputs[0].shape == (1, None, None, 3)
+    for shapes in ("open", {"find": "open"}):
+        assert tflite_export.convert({"find": model}, "float32", shapes=shapes).inputs[0].shape == (1, None, None, 3)
 
     @tf.function(input_signature=[tf.TensorSpec([1, 5], name="v")])
     def positive(v):

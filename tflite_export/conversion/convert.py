@@ -81,8 +81,8 @@ def convert(
             by some runtimes. Defaults to `1`.
         shapes: Sizes of inputs that the source leaves open, beside the batch: dict input name -> shape of one sample,
             e.g. `{"image": (224, 224, 3)}`; or `"open"`, which keeps them open: the interpreter must resize then, and
-            GPU delegates and browsers refuse the file. Of several signatures: a dict signature name -> dict, or
-            `"open"`. Defaults to `None`: there must be none.
+            GPU delegates and browsers refuse the file. Of several signatures: a dict signature name -> one of these,
+            or `"open"`. Defaults to `None`: there must be none.
         layers: Layers with another precision than the rest of an integer file, dict layer name -> `"float32"`,
             `"int8"`, or `"int4"` (dense layers): e.g. `{"logits": "float32"}`. Defaults to `None`.
         sparse: Whether to store kernels without their zeros, which helps from about half of zeros on: a file of 0.3 of

@@ -103,8 +103,8 @@ def _check(sources: Mapping[str, Any], rule: Precision, data: Mapping[str, Any] 
         raise ValueError(f"{rule.name!r} needs `representative_data` for every signature; missing: {missing}.")
     if shapes not in (None, "open") and (not isinstance(shapes, Mapping) or set(shapes) - set(sources)):
         raise ValueError(
-            f'`shapes` for several signatures is "open", or a dict signature name -> dict input name -> shape of one '
-            f"sample, of {list(sources)}; got {shapes!r}."
+            f'`shapes` for several signatures is "open", or a dict signature name -> "open" or dict input name -> '
+            f"shape of one sample, of {list(sources)}; got {shapes!r}."
         )
 
 
@@ -159,10 +159,10 @@ def _operations(model: TFLiteModel, job: PartsJob, floats: frozenset[str]) -> li
 
 def _open_sizes(model: TFLiteModel, job: PartsJob, shapes: Any) -> Iterator[Violation]:
     """As the contract's rule of static shapes, for every signature."""
-    if shapes == "open":
-        return
     session = Session(model.content)
     for part in job.parts:
+        if "open" in (shapes, (shapes if isinstance(shapes, Mapping) else {}).get(part.name)):
+            continue
         batches = part.batch is None and part.source.fixed_batch is None
         for side in session.details(part.name):
             for name, detail in side.items():
